@@ -1,0 +1,1 @@
+"""What is published: packages, their manifests and shape laws, the importers, and the store. Knows no torch and no server."""
