@@ -151,11 +151,7 @@ class Manifest(Frozen):
 
     def tensors(self) -> dict[str, Shape]:
         """Names and shapes of all tensors that the package's file must hold, and no others."""
-        shapes = {
-            f"{part}.{name}": shape
-            for part, method in self.methods.items()
-            for name, shape in method.tensors(self.backbone).items()
-        }
+        shapes = {f"{part}.{name}": shape for part, method in self.methods.items() for name, shape in method.tensors(self.backbone).items()}
         if self.head is not None:
             shapes |= self.head.tensors(self.backbone)
         return shapes

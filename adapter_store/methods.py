@@ -15,7 +15,8 @@ Site = Literal["mh", "output"]
 
 MAX_BOTTLENECK = 4096
 
-# Names of the `adapters` library and of transformers' ACT2FN -> the name that Turret computes. Names with learned or random parts are left out.
+# Names of the `adapters` library and of transformers' ACT2FN -> the name that Turret computes.
+# Names with learned or random parts are left out.
 ACTIVATIONS: dict[str, str] = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -26,7 +27,6 @@ ACTIVATIONS: dict[str, str] = {
     "gelu_fast": "gelu_fast",
     "gelu_10": "gelu_10",
     "quick_gelu": "quick_gelu",
-    "hard_sigmoid": "hard_sigmoid",
     "laplace": "laplace",
     "leakyrelu": "leaky_relu",
     "leaky_relu": "leaky_relu",
@@ -126,7 +126,12 @@ class Bottleneck(Frozen):
     @property
     def sites(self) -> tuple[Site, ...]:
         """The sites of a layer at which this adapter acts."""
-        return (("mh",) if self.mh_adapter else ()) + (("output",) if self.output_adapter else ())
+        sites: list[Site] = []
+        if self.mh_adapter:
+            sites.append("mh")
+        if self.output_adapter:
+            sites.append("output")
+        return tuple(sites)
 
     def layers(self, num_layers: int) -> list[int]:
         """The layers at which this adapter acts: all but `leave_out` (AdapterDrop, arXiv 2010.11918)."""

@@ -37,9 +37,7 @@ def check_alias(alias: str) -> str:
     if alias == LATEST:
         raise InvalidName("'latest' always points to the newest version and cannot be set: choose another alias.")
     if not ALIAS.fullmatch(alias):
-        raise InvalidName(
-            f"{shown(alias)} is not a valid alias: use lower-case letters, digits, '.', '_' and '-', starting with a letter."
-        )
+        raise InvalidName(f"{shown(alias)} is not a valid alias: use lower-case letters, digits, '.', '_' and '-', starting with a letter.")
     return alias
 
 

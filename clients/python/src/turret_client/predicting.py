@@ -1,0 +1,119 @@
+"""`turret predict`: what it reads (models, texts, parameters) and how it shows the rows that come back."""
+
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import typer
+
+from turret_client.errors import InvalidArgument, RowFailed, UnexpectedResponse
+from turret_client.render import output_rows, plain, print_table, printable
+from turret_client.results import Prediction, Predictions
+
+BATCH = 32  # texts in one request
+
+
+def texts_of(given: list[str] | None) -> Iterator[str]:
+    """The texts of the arguments, or standard input's lines where they say so; a usage error if there is none."""
+    if not given and sys.stdin.isatty():
+        raise typer.BadParameter("give a text, or '-' and texts on standard input", param_hint="TEXT")
+    source = itertools.chain.from_iterable(_lines() if text == "-" else [text] for text in given or ["-"])
+    first = next(source, None)
+    if first is None:
+        raise typer.BadParameter("standard input has no text", param_hint="TEXT")
+    return itertools.chain([first], source)
+
+
+def _lines() -> Iterator[str]:
+    """The lines of standard input that hold a text."""
+    try:
+        for line in sys.stdin:
+            if (text := line.strip("\r\n")) and not text.isspace():
+                yield text
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"Standard input is not {error.encoding} text.") from None
+
+
+def parameters_of(given: list[str] | None) -> dict[str, Any]:
+    """KEY=VALUE pairs as parameters; a value that is not JSON is text."""
+    parameters: dict[str, Any] = {}
+    for pair in given or []:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise typer.BadParameter(f"'{pair}' is not KEY=VALUE", param_hint="--parameter")
+        try:
+            parameters[key] = json.loads(value)
+        except ValueError:
+            parameters[key] = value
+    return parameters
+
+
+def split_models(text: str) -> list[str]:
+    """The model strings of a list with commas; those inside brackets belong to a composition."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([") - (character in ")]")
+        if character == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
+
+
+def batches(items: Iterable[str], count: int) -> Iterator[list[str]]:
+    """The items in lists of `count`, the last one shorter."""
+    source = iter(items)
+    while batch := list(itertools.islice(source, count)):
+        yield batch
+
+
+class Printer:
+    """Prints predictions as they arrive; on a terminal all at the end, as one table for each kind of output."""
+
+    def __init__(self, *, models: int, quiet: bool) -> None:
+        self.failed = False
+        self.document: dict[str, Any] = {"results": []}
+        self._models = models
+        self._quiet = quiet
+        self._texts = 0
+        self._told: set[str] = set()
+        self._rows: dict[tuple[str, ...], list[tuple[object, ...]]] = {}
+
+    def add(self, texts: list[str], answer: Predictions) -> None:
+        """Takes the answer for these texts, which has for each text in turn a row of every model."""
+        if len(answer) != len(texts) * self._models:
+            raise UnexpectedResponse(f"The server answered {len(answer)} rows for {len(texts)} texts and {self._models} models.")
+        document = plain(answer)
+        self.document = document | {"results": self.document["results"] + document["results"]}
+        for index, row in enumerate(answer):
+            place = index // self._models
+            self._add_row(texts[place], self._texts + place + 1, row)
+        self._texts += len(texts)
+        if not sys.stdout.isatty():
+            self.flush()
+
+    def flush(self) -> None:
+        """Prints the rows that wait."""
+        if not self._quiet:
+            for columns, rows in self._rows.items():
+                print_table(columns, rows)
+        self._rows = {}
+
+    def _add_row(self, text: str, number: int, row: Prediction) -> None:
+        try:
+            columns, rows = output_rows(row)
+        except RowFailed as error:
+            self._tell(f"Text {number}, {row.model}: {error}", str(error))
+            return
+        head: tuple[object, ...] = (row.model, text) if self._models > 1 else (text,)
+        names = ("model", "text") if self._models > 1 else ("text",)
+        self._rows.setdefault(names + columns, []).extend(head + cells for cells in rows)
+
+    def _tell(self, sentence: str, reason: str) -> None:
+        """Tells an error on stderr; the same reason only once."""
+        self.failed = True
+        if reason not in self._told:
+            typer.echo(printable(sentence), err=True)
+        self._told.add(reason)

@@ -1,0 +1,112 @@
+"""What `turret` prints. On a terminal tables for people; into a pipe tab-separated lines without a heading, for cut and awk.
+
+All text from the server passes `printable`, so that no label or card can play with the terminal.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
+
+from turret_client.results import Array, Entity, Label, Prediction
+from turret_client.upload import Progress as Report
+
+# Control characters, and those that turn the direction of the text around them.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+WIDEST_CELL = 60  # characters, on a terminal
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters shown as escapes."""
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def print_json(document: object) -> None:
+    """One JSON document on stdout."""
+    text = json.dumps(document, ensure_ascii=False, indent=2)
+    print(re.sub("[\x7f-\x9f\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text))
+
+
+def plain(answer: BaseModel) -> dict[str, object]:
+    """An answer as the wire had it, for --json."""
+    document: dict[str, object] = answer.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return document
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Rows on stdout, as a table on a terminal and as tab-separated lines elsewhere; None is an empty cell."""
+    cells = [["" if cell is None else printable(str(cell)) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        for row in cells:
+            print("\t".join(row))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="ellipsis", no_wrap=True, max_width=WIDEST_CELL)
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False).print(table)
+
+
+def print_line(*cells: object) -> None:
+    """One result as one line on stdout, its cells parted by two spaces on a terminal and by tabs elsewhere."""
+    print(*("" if cell is None else printable(str(cell)) for cell in cells), sep="  " if sys.stdout.isatty() else "\t")
+
+
+def print_pairs(pairs: Mapping[str, object]) -> None:
+    """Names and values on stdout, one a line; the values are never cut."""
+    width = max(map(len, pairs), default=0) if sys.stdout.isatty() else 0
+    for name, value in pairs.items():
+        if value not in (None, "", (), [], {}):
+            print_line(name.ljust(width), value)
+
+
+def size(count: int | None) -> str | None:
+    """Bytes for people on a terminal ("1.2 MB"), as a plain number elsewhere."""
+    return None if count is None else decimal(count) if sys.stdout.isatty() else str(count)
+
+
+def moment(when: datetime | None) -> str | None:
+    """A time to the second, with its zone."""
+    return None if when is None else when.isoformat(" ", "seconds")
+
+
+def pointers(aliases: Mapping[str, object]) -> str:
+    """Aliases and where they point: latest=3 prod=2."""
+    return " ".join(f"{alias}={target if isinstance(target, int) else json.dumps(target)}" for alias, target in sorted(aliases.items()))
+
+
+def output_rows(prediction: Prediction) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
+    """Columns and rows of one prediction's output, by its kind; raises RowFailed for a row that is an error."""
+    output = prediction.output
+    if isinstance(output, list) and output and isinstance(output[0], Label):
+        return ("label", "score"), [(row.label, f"{row.score:.6g}") for row in output if isinstance(row, Label)]
+    if isinstance(output, list) and output and isinstance(output[0], Entity):
+        rows: list[tuple[object, ...]] = [
+            (row.name, row.word, row.start, row.end, f"{row.score:.6g}") for row in output if isinstance(row, Entity)
+        ]
+        return ("entity", "word", "start", "end", "score"), rows
+    if output == []:
+        return (), []
+    return ("output",), [(json.dumps(plain(output) if isinstance(output, Array) else output, ensure_ascii=False),)]
+
+
+@contextmanager
+def transfer(description: str) -> Iterator[Report | None]:
+    """A progress bar on stderr for as long as the context lasts, as the callback that moves it; None if stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(description, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total or None)

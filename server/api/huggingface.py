@@ -1,0 +1,76 @@
+"""Hugging Face's inference convention: `InferenceClient(model="http://host/models/NAME")`. The task comes from the adapter."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from server.api.predict import Input, as_text, is_batch
+from server.api.wire import json_response, raise_first_error, services, timing_headers, while_connected
+from server.core import Route
+from server.errors import ApiError
+from server.inference import Ask, Parameters
+
+router = APIRouter(tags=["huggingface"])
+
+
+class HubParameters(Parameters):
+    """The parameters of a call; `adapter_id` takes the place of the model in the path (as in TGI and LoRAX)."""
+
+    adapter_id: str | None = None
+
+
+class HubRequest(BaseModel):
+    """`inputs` and `parameters`; for embeddings `normalize` and `truncate` may stand at the root. Other root keys are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    inputs: Input | list[Input]
+    parameters: HubParameters = Field(default_factory=HubParameters)
+    normalize: bool | None = None
+    truncate: bool | None = None
+
+
+@router.post("/models/{model:path}", summary="Run a model, answering in the shape of its task")
+async def run_model(request: Request, model: str, body: HubRequest) -> Response:
+    """text-classification `[[{label, score}]]`, token-classification `[{entity_group, ...}]`, feature-extraction `[[float]]`."""
+    app = services(request)
+    parameters = body.parameters
+    overrides = {key: value for key, value in (("normalize", body.normalize), ("truncate", body.truncate)) if value is not None}
+    parameters = parameters.model_copy(update=overrides)
+    model = parameters.adapter_id or model
+    route = app.router.route(model)
+    batch = is_batch(body.inputs)
+    inputs: list[Any] = body.inputs if batch else [body.inputs]  # type: ignore[assignment]
+    if not inputs:
+        raise ApiError(422, "empty_input", "'inputs' is empty: send at least one text.", "inputs")
+    if len(inputs) > app.settings.max_rows:
+        raise ApiError(422, "too_many_rows", f"The request has {len(inputs)} inputs and the limit is {app.settings.max_rows}.")
+    output = "decoded" if route.head is not None else "embedding"
+    asks = [Ask(model, as_text(value, parameters), parameters, output) for value in inputs]  # type: ignore[arg-type]
+    answers, timing = await while_connected(request, app.inference.answer(asks))
+    raise_first_error(answers)
+    values = [answer.value for answer in answers]
+    nested = batch or task_of(route) != "token-classification"
+    return json_response(values if nested else values[0], headers=timing_headers(answers, timing))
+
+
+@router.get("/models/{model:path}/health", summary="Whether a model can be called")
+async def model_health(request: Request, model: str) -> Response:
+    """200 if the model exists."""
+    services(request).router.route(model)
+    return json_response({"status": "ok"})
+
+
+@router.get("/models/{model:path}", summary="What a model is")
+async def model_info(request: Request, model: str) -> Response:
+    """Its resolved version, digest, task and labels."""
+    route = services(request).router.route(model)
+    labels = [] if route.head is None else list(route.head.labels)
+    return json_response({"model_id": route.model, "digest": route.digest, "pipeline_tag": task_of(route), "labels": labels})
+
+
+def task_of(route: Route) -> str:
+    """The task of a route; without a head it is feature extraction."""
+    return route.task or "feature-extraction"

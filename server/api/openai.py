@@ -1,0 +1,136 @@
+"""OpenAI's convention: GET /v1/models and POST /v1/embeddings."""
+
+import base64
+from typing import Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from adapter_store.catalog import VersionRecord
+from adapter_store.names import Reference
+from server.api.wire import json_response, raise_first_error, services, timing_headers, while_connected
+from server.core import Array, Pooling
+from server.errors import ApiError
+from server.inference import Ask, Parameters
+from server.services import Services
+from server.tasks.encode import Text
+
+router = APIRouter(tags=["openai"])
+
+
+class EmbeddingRequest(BaseModel):
+    """OpenAI's request; `pooling`, `normalize` and `truncate` are Turret's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = "base"
+    input: str | list[str] | list[int] | list[list[int]]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(default=None, ge=1)
+    user: str | None = None
+    pooling: Pooling = "mean"
+    normalize: bool = True
+    truncate: bool = False
+
+
+@router.post("/v1/embeddings", summary="Embed texts with the backbone or any adapter")
+async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
+    """One vector per input; `base64` is little-endian float32."""
+    app = services(request)
+    hidden_size = app.backbone.hidden_size
+    if body.dimensions is not None and body.dimensions > hidden_size:
+        raise ApiError(
+            422, "too_many_dimensions", f"The vectors have {hidden_size} dimensions; {body.dimensions} were asked for.", "dimensions"
+        )
+    texts = _texts(body)
+    if len(texts) > app.settings.max_rows:
+        raise ApiError(
+            422, "too_many_rows", f"The request has {len(texts)} inputs and the limit is {app.settings.max_rows}: send fewer at a time."
+        )
+    parameters = Parameters(pooling=body.pooling, normalize=body.normalize, truncate=body.truncate)
+    route = app.router.route(body.model)
+    answers, timing = await while_connected(
+        request, app.inference.answer([Ask(body.model, text, parameters, "embedding") for text in texts])
+    )
+    raise_first_error(answers)
+    tokens = sum(answer.tokens for answer in answers)
+    data = [
+        {"object": "embedding", "index": i, "embedding": _shown(_shortened(answer.value, body), body.encoding_format)}
+        for i, answer in enumerate(answers)
+    ]
+    content = {"object": "list", "data": data, "model": route.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+    return json_response(content, headers=timing_headers(answers, timing))
+
+
+def _texts(body: EmbeddingRequest) -> list[Text]:
+    inputs: list[Any] = body.input if isinstance(body.input, list) else [body.input]
+    if not inputs:
+        raise ApiError(422, "empty_input", "'input' is empty: send at least one text.", "input")
+    if isinstance(inputs[0], int):
+        inputs = [inputs]
+    return [
+        Text(one, truncate=body.truncate) if isinstance(one, str) else Text(token_ids=tuple(one), truncate=body.truncate) for one in inputs
+    ]
+
+
+def _shortened(vector: Array, body: EmbeddingRequest) -> Array:
+    """The first `dimensions` numbers, of length 1 again if the vector was."""
+    if body.dimensions is None or body.dimensions == len(vector):
+        return vector
+    short = vector[: body.dimensions]
+    length = float(np.linalg.norm(short))
+    return short / length if body.normalize and length > 0 else short
+
+
+def _shown(vector: Array, encoding: str) -> Any:
+    if encoding == "base64":
+        return base64.b64encode(np.ascontiguousarray(vector, dtype="<f4").tobytes()).decode()
+    return np.ascontiguousarray(vector)
+
+
+@router.get("/v1/models", summary="List what can be called")
+async def models(request: Request) -> Response:
+    """The backbone as `base`, then every adapter with the backbone as its parent."""
+    app = services(request)
+    return json_response({"object": "list", "data": [_base(app), *(_model(entry.latest) for entry in app.store.entries())]})
+
+
+@router.get("/v1/models/{model:path}", summary="Show what can be called")
+async def model(request: Request, model: str) -> Response:
+    """One model by its string."""
+    app = services(request)
+    if model == "base":
+        return json_response(_base(app))
+    route = app.router.route(model)
+    if route.digest is None:
+        return json_response({"id": route.model, "object": "model", "created": int(app.started), "owned_by": "turret", "parent": "base"})
+    name, _, version = route.model.partition("#")[0].partition("@")
+    return json_response(_model(app.store.resolve(Reference(name, version))))
+
+
+def _base(app: Services) -> dict[str, Any]:
+    return {
+        "id": "base",
+        "object": "model",
+        "created": int(app.started),
+        "owned_by": "turret",
+        "root": app.backbone.name,
+        "parent": None,
+    }
+
+
+def _model(record: VersionRecord) -> dict[str, Any]:
+    return {
+        "id": record.name,
+        "object": "model",
+        "created": _seconds(record.created),
+        "owned_by": "turret",
+        "root": record.reference,
+        "parent": "base",
+    }
+
+
+def _seconds(created: str) -> int:
+    return int(np.datetime64(created.removesuffix("Z"), "s").astype(int))

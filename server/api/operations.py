@@ -1,0 +1,40 @@
+"""Health and metrics."""
+
+from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from server.api.wire import json_response, services
+from server.errors import ApiError
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/healthz", summary="Whether the process is alive")
+async def healthz() -> Response:
+    """Always 200 while the event loop turns."""
+    return json_response({"status": "ok"})
+
+
+@router.get("/readyz", summary="Whether the server can serve")
+async def readyz(request: Request) -> Response:
+    """200 while the engine thread runs and the store answers, else 503 with the reason."""
+    app = services(request)
+    if not app.scheduler.alive:
+        raise ApiError(503, "engine_down", "The engine thread is not running: restart the server.")
+    try:
+        await run_in_threadpool(app.store.refresh)
+    except Exception as error:
+        raise ApiError(503, "store_unreachable", f"The store cannot be read: {error}") from error
+    return json_response({"status": "ready", "backbone": app.backbone.name, "adapters": len(app.store.entries())})
+
+
+@router.get("/metrics", summary="Prometheus metrics")
+async def metrics(request: Request) -> Response:
+    """Text exposition format."""
+    app = services(request)
+    app.metrics.queued_tokens.set(app.scheduler.queued_tokens)
+    app.metrics.resident_packages.set(len(app.residency))
+    app.metrics.resident_bytes.set(app.residency.bytes)
+    return Response(generate_latest(app.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,133 @@
+"""Turret's own convention: POST /v1/predict in its four forms (one, list, fan-out, mixed rows)."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.responses import Response
+
+from server.api.wire import json_response, services, timing_headers, while_connected
+from server.errors import ApiError, detail
+from server.inference import Answer, Ask, AskedOutput, Parameters, Timing
+from server.tasks.decode import raw
+from server.tasks.encode import Text
+
+router = APIRouter(tags=["predict"])
+
+
+class TextPair(BaseModel):
+    """A text with a second one, as for inference or similarity tasks."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str
+    text_pair: str | None = None
+
+
+Input = str | TextPair | list[int]
+
+
+class Row(BaseModel):
+    """One row of a mixed request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(description="name, name@version, name@alias, stack(a, b) or base")
+    inputs: Input
+    parameters: Parameters = Field(default_factory=Parameters)
+    output: AskedOutput = "decoded"
+
+
+class PredictRequest(BaseModel):
+    """Either `model` and `inputs`, or `requests`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | list[str] | None = Field(default=None, description="one model, or a list for a fan-out")
+    inputs: Input | list[Input] | None = None
+    parameters: Parameters = Field(default_factory=Parameters)
+    output: AskedOutput = "decoded"
+    requests: list[Row] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "PredictRequest":
+        if self.requests is not None:
+            if self.model is not None or self.inputs is not None:
+                raise ValueError("send either 'requests', or 'model' and 'inputs'")
+            if not self.requests:
+                raise ValueError("'requests' is empty")
+            return self
+        if self.model is None or self.inputs is None:
+            raise ValueError("'model' and 'inputs' are needed (or 'requests' for mixed rows)")
+        if self.model == [] or self.inputs == []:
+            raise ValueError("'model' and 'inputs' must not be empty lists")
+        return self
+
+    @property
+    def single(self) -> bool:
+        """One model on one input, so that its error is the request's."""
+        return self.requests is None and isinstance(self.model, str) and not is_batch(self.inputs)
+
+    def asks(self) -> list[Ask]:
+        """The rows of the request: for a fan-out over a list, all models of the first input, then of the second ..."""
+        if self.requests is not None:
+            return [Ask(row.model, as_text(row.inputs, row.parameters), row.parameters, row.output) for row in self.requests]
+        models = [self.model] if isinstance(self.model, str) else self.model or []
+        inputs: list[Any] = self.inputs if is_batch(self.inputs) else [self.inputs]  # type: ignore[assignment]
+        return [Ask(model, as_text(one, self.parameters), self.parameters, self.output) for one in inputs for model in models]
+
+
+def is_batch(inputs: Any) -> bool:
+    return isinstance(inputs, list) and not isinstance(inputs[0], int)
+
+
+def as_text(value: Input, parameters: Parameters) -> Text:
+    """An input of the wire as the encoder takes it."""
+    match value:
+        case str():
+            return Text(value, truncate=parameters.truncate)
+        case TextPair():
+            return Text(value.text, value.text_pair, truncate=parameters.truncate)
+        case _:
+            return Text(token_ids=tuple(value), truncate=parameters.truncate)
+
+
+@router.post("/v1/predict", summary="Predict with one model, many models, or mixed rows")
+async def predict(request: Request, body: PredictRequest) -> Response:
+    """Answers `{"results": [...], "timing": {...}}`, one result per row in order. The error of one row is in its result."""
+    app = services(request)
+    asks = body.asks()
+    if len(asks) > app.settings.max_rows:
+        raise ApiError(
+            422, "too_many_rows", f"The request has {len(asks)} rows and the limit is {app.settings.max_rows}: send fewer at a time."
+        )
+    answers, timing = await while_connected(request, app.inference.answer(asks))
+    if body.single and answers[0].error is not None:
+        raise answers[0].error
+    results = [_result(ask, answer) for ask, answer in zip(asks, answers, strict=True)]
+    for answer in answers:
+        app.metrics.rows.labels(answer.route.model if answer.route else "unknown", "error" if answer.error else "ok").inc()
+    return json_response({"results": results, "timing": _timing(timing)}, headers=timing_headers(answers, timing))
+
+
+def _result(ask: Ask, answer: Answer) -> dict[str, Any]:
+    if answer.error is not None or answer.route is None:
+        return {"model": ask.model, "error": detail(answer.error or ApiError(500, "internal_error", "The row has no answer."))}
+    route = answer.route
+    value = raw(answer.value) if ask.output in ("logits", "hidden") else answer.value
+    return {
+        "model": route.model,
+        "digest": route.digest,
+        "task": route.task if ask.output in ("decoded", "logits") else "feature-extraction",
+        "output": value,
+        "usage": {"input_tokens": answer.tokens, "truncated": answer.truncated},
+    }
+
+
+def _timing(timing: Timing) -> dict[str, float]:
+    return {
+        "tokenization_ms": round(timing.tokenization * 1000, 3),
+        "queue_ms": round(timing.queue * 1000, 3),
+        "inference_ms": round(timing.inference * 1000, 3),
+        "total_ms": round(timing.total * 1000, 3),
+    }

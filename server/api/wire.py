@@ -1,0 +1,75 @@
+"""What the handlers share: the state of the app, raw orjson answers, and dropping the work of clients that hang up."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import Request
+from starlette.responses import Response
+
+from server.inference import Answer, Timing
+from server.services import Services
+
+T = TypeVar("T")
+
+CLIENT_CLOSED_REQUEST = 499
+
+
+class Disconnected(Exception):
+    """The client hung up before its answer was ready."""
+
+
+def services(request: Request) -> Services:
+    """The app's parts, as `create_app` wired them."""
+    wired: Services = request.app.state.services
+    return wired
+
+
+def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """orjson bytes, numpy arrays included."""
+    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, headers, "application/json")
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`; cancels it and raises Disconnected if the client hangs up first. The body must have been read."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            raise Disconnected
+        return task.result()
+    finally:
+        gone.cancel()
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def timing_headers(answers: list[Answer], timing: Timing) -> dict[str, str]:
+    """TEI's headers (times in ms) and, where all rows took one route, which it was."""
+    headers = {
+        "x-compute-tokens": str(sum(answer.tokens for answer in answers)),
+        "x-total-time": str(round(timing.total * 1000)),
+        "x-tokenization-time": str(round(timing.tokenization * 1000)),
+        "x-queue-time": str(round(timing.queue * 1000)),
+        "x-inference-time": str(round(timing.inference * 1000)),
+    }
+    routes = {answer.route for answer in answers if answer.route is not None}
+    if len(routes) == 1:
+        (route,) = routes
+        headers["x-turret-model"] = route.model
+        if route.digest is not None:
+            headers["x-turret-digest"] = route.digest
+    return headers
+
+
+def raise_first_error(answers: list[Answer]) -> None:
+    """Raises the first row's error: for conventions whose answers have no place for the error of one row."""
+    for answer in answers:
+        if answer.error is not None:
+            raise answer.error

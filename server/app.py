@@ -1,0 +1,141 @@
+"""Wiring, in one place: `create_app(settings)` loads the backbone, opens the store and puts the parts together."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from adapter_store.store import Store
+from server.api import adapters, huggingface, openai, operations, predict
+from server.api.middleware import Around
+from server.api.wire import CLIENT_CLOSED_REQUEST, Disconnected, json_response
+from server.engine.backbone import load_backbone, load_tokenizer
+from server.engine.engine import Engine, set_threads
+from server.errors import TABLE, ApiError, as_api_error, envelope
+from server.inference import Inference
+from server.metrics import Metrics
+from server.residency import Residency
+from server.router import Router
+from server.scheduler import Scheduler
+from server.services import Services
+from server.settings import Settings
+from server.tasks.encode import Encoder
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The ASGI app. Raises BackboneError and StoreError where it could not serve."""
+    set_threads(settings.threads)
+    backbone = load_backbone(settings.backbone, settings.device, settings.dtype)
+    encoder = Encoder(load_tokenizer(settings.backbone), min(settings.max_input_tokens or backbone.max_tokens, backbone.max_tokens))
+    engine = Engine(backbone)
+    store = Store.open(settings.store, settings.max_upload_bytes)
+    metrics = Metrics()
+    router = Router(store)
+    scheduler = Scheduler(engine.run, settings.max_batch_tokens, settings.max_queue_tokens, metrics.on_batch)
+    workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="turret-worker")
+    residency = Residency(_loading(store, router, engine, scheduler, workers), _unloading(engine, scheduler), settings.device_memory)
+    services = Services(
+        settings=settings,
+        store=store,
+        router=router,
+        residency=residency,
+        scheduler=scheduler,
+        inference=Inference(router, encoder, residency, scheduler, workers),
+        metrics=metrics,
+        backbone=backbone.spec,
+        has_pooler=backbone.pooler is not None,
+        started=time.time(),
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        scheduler.start()
+        yield
+        scheduler.stop()
+        workers.shutdown(cancel_futures=True)
+
+    app = FastAPI(
+        title="Turret",
+        version="0.1.0",
+        summary="Many NLP tasks from one frozen transformer.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.services = services
+    for part in (operations, predict, openai, adapters, huggingface):
+        app.include_router(part.router)
+    app.add_exception_handler(Exception, _on_error)
+    for kind in (ApiError, RequestValidationError, HTTPException, Disconnected, ClientDisconnect, *(kind for kind, _, _ in TABLE)):
+        app.add_exception_handler(kind, _on_error)
+    app.add_middleware(
+        Around,
+        metrics=metrics,
+        max_body_bytes=settings.max_body_bytes,
+        max_upload_bytes=settings.max_upload_bytes,
+        routes=app.routes,
+    )
+    return app
+
+
+def _loading(store: Store, router: Router, engine: Engine, scheduler: Scheduler, workers: ThreadPoolExecutor) -> Any:
+    """A package's way to the device: read on a worker, taken in on the engine thread. Returns its bytes."""
+
+    async def load(digest: str) -> int:
+        path, manifest = store.path(digest), router.manifest(digest)
+        package = await asyncio.get_running_loop().run_in_executor(workers, engine.read, path, manifest)
+        await scheduler.call(lambda: engine.load(digest, package))
+        return path.stat().st_size
+
+    return load
+
+
+def _unloading(engine: Engine, scheduler: Scheduler) -> Any:
+    async def unload(digest: str) -> None:
+        await scheduler.call(lambda: engine.unload(digest))
+
+    return unload
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    """Any error in the envelope of the called convention."""
+    if isinstance(error, Disconnected | ClientDisconnect):
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    if isinstance(error, RequestValidationError):
+        shown = _validation_error(error)
+    elif isinstance(error, HTTPException):
+        shown = ApiError(error.status_code, "not_found" if error.status_code == 404 else "http_error", _http_sentence(request, error))
+    else:
+        shown = as_api_error(error)
+    if shown.status == 500:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    headers = {} if shown.retry_after is None else {"retry-after": str(shown.retry_after)}
+    return json_response(envelope(request.url.path, shown), shown.status, headers)
+
+
+def _validation_error(error: RequestValidationError) -> ApiError:
+    """The first fault of a request body as one sentence."""
+    first: Any = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, "invalid_json", f"The body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}.")
+    where = ".".join(str(part) for part in first["loc"][1:])
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return ApiError(422, "invalid_request", f"{where}: {message}" if where else message, where or None)
+
+
+def _http_sentence(request: Request, error: HTTPException) -> str:
+    if error.status_code == 404:
+        return f"There is no {request.method} {request.url.path}: see /docs for the routes."
+    if error.status_code == 405:
+        return f"{request.url.path} does not answer {request.method}: see /docs for the routes."
+    return str(error.detail)

@@ -1,0 +1,28 @@
+"""The parts of a running server, as `app.create_app` wires them; handlers find them here. No module-level state."""
+
+from dataclasses import dataclass
+
+from adapter_store.methods import Backbone
+from adapter_store.store import Store
+from server.inference import Inference
+from server.metrics import Metrics
+from server.residency import Residency
+from server.router import Router
+from server.scheduler import Scheduler
+from server.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything a handler may use. `has_pooler` says whether the backbone's checkpoint carries pooler weights."""
+
+    settings: Settings
+    store: Store
+    router: Router
+    residency: Residency
+    scheduler: Scheduler
+    inference: Inference
+    metrics: Metrics
+    backbone: Backbone
+    has_pooler: bool
+    started: float

