@@ -99,12 +99,12 @@ def read_header(stream: Reader, size: int, what: str) -> Header:
         )
     if length > MAX_HEADER:
         raise InvalidPackage(f"{what} has a header of {length} bytes; at most {MAX_HEADER} are allowed.")
-    entries = parse_json(read_exactly(stream, length, what), f"The header of {what}")
+    entries = parse_json(read_exactly(stream, length, what), f"{what}'s header")
     if not isinstance(entries, dict):
-        raise InvalidPackage(f"The header of {what} is not a JSON object.")
+        raise InvalidPackage(f"{what}'s header is not a JSON object.")
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise InvalidPackage(f"The __metadata__ of {what} must map strings to strings.")
+        raise InvalidPackage(f"{what}'s __metadata__ must map strings to strings.")
     tensors = {name: _tensor(name, entry, what) for name, entry in entries.items()}
     return Header(metadata, _placed(tensors, 8 + length, size, what), 8 + length)
 
@@ -141,7 +141,7 @@ def _placed(tensors: dict[str, TensorInfo], data_start: int, size: int, what: st
     position = 0
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end, item[0])):
         if info.start != position:
-            raise InvalidPackage(f"The tensor {shown(name)} of {what} does not begin where the one before it ends.")
+            raise InvalidPackage(f"{what} does not place the tensor {shown(name)} where the one before it ends.")
         position = info.end
         placed[name] = TensorInfo(info.dtype, info.shape, data_start + info.start, data_start + info.end)
     if data_start + position != size:

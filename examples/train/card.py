@@ -34,12 +34,6 @@ def text(task: str, corpus: Corpus, scores: dict[str, Any]) -> str:
         for name, value in scores["score"].items()
     )
     where = "the first sub-word of each word" if corpus.kind == "tagging" else "the mean-pooled text"
-    threshold = (
-        f"\nThe bias of `oos` was moved by {scores['oos_shift']:g} after training, to where the validation accuracy is "
-        "best; the probe\ngot the same treatment."
-        if scores["oos_shift"]
-        else ""
-    )
     return f"""---
 license: {about.licence_id}
 ---
@@ -58,8 +52,8 @@ license: {about.licence_id}
 {rows}
 
 Majority is {BASELINES[corpus.kind]}. The probe is a {"ridge" if corpus.kind == "regression" else "logistic"} regression
-on the frozen backbone's last hidden states ({where}).{threshold}
-
+on the frozen backbone's last hidden states ({where}).
+{notes(scores)}
 ## Training
 
 Kind `{recipe["kind"]}`, reduction factor {recipe["reduction_factor"]}, one linear head
@@ -67,6 +61,21 @@ Kind `{recipe["kind"]}`, reduction factor {recipe["reduction_factor"]}, one line
 AdamW, learning rate {recipe["learning_rate"]:g} with {recipe["warmup"]:.0%} warm-up and linear decay,
 weight decay {recipe["weight_decay"]:g}, {recipe["epochs"]} epochs of batches of {recipe["batch_size"]},
 dropout {recipe["dropout"]:g}, texts cut at {recipe["train_tokens"]} tokens, seed {recipe["seed"]}, float32.
-Library: {scores["library"]}. Hyperparameters were chosen on the validation split.
+Library: {scores["library"]}. Of the recipes tried, the one with the best validation score was kept.
 {scores["train_seconds"]} s on one CPU core.
 """
+
+
+def notes(scores: dict[str, Any]) -> str:
+    """What the table does not say by itself."""
+    said = []
+    if "accuracy" in scores["score"]:
+        count = scores["sizes"]["test"]
+        adapter, probe = (round((1 - scores[who]["accuracy"]) * count) for who in ("score", "probe"))
+        said.append(f"Of {count:,} test examples the adapter gets {adapter:,} wrong, the probe {probe:,}.")
+    if scores["oos_shift"]:
+        said.append(
+            f"The bias of `oos` was moved by {scores['oos_shift']:g} after training, to where the validation accuracy "
+            "is best; the probe got the same treatment."
+        )
+    return "\n".join(said) + "\n" if said else ""

@@ -54,9 +54,9 @@ class Recipe:
 
 
 RECIPES = {
-    "clinc150": Recipe("double_seq_bn", 24, 1e-3, 6),
-    "sms-spam": Recipe("seq_bn", 16, 5e-4, 5),
-    "prompt-injection": Recipe("seq_bn", 16, 5e-4, 4),
+    "clinc150": Recipe("double_seq_bn", 24, 1e-3, 8, dropout=0.2),
+    "sms-spam": Recipe("double_seq_bn", 24, 1e-3, 4, dropout=0.2),
+    "prompt-injection": Recipe("seq_bn", 16, 1e-3, 4),
     "wnut17-ner": Recipe("double_seq_bn", 24, 1e-3, 6),
     "sentiment-intensity": Recipe("par_bn", 16, 1e-3, 8),
 }

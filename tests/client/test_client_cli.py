@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from client_stub import DIGEST, PACKAGE, Stub
 from turret_client.cli import app
-from turret_client.predicting import split_models
+from turret_client.errors import UnexpectedResponse
+from turret_client.predicting import Printer, split_models
 from turret_client.render import printable
+from turret_client.results import Predictions
 from typer.testing import CliRunner, Result
 
 
@@ -181,12 +183,10 @@ def test_tables_on_a_terminal(turret: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)
-    monkeypatch.setenv("COLUMNS", "80")
-    render.print_table(("name", "size"), [("[red]a\x1b", render.size(1_234_567)), ("b" * 100, None)])
-    assert re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).splitlines()[:2] == [
-        "name                                                          size  ".rstrip(" ").ljust(68),
-        "[red]a\\x1b                                                    1.2 MB",
-    ]
+    monkeypatch.setenv("COLUMNS", "140")
+    render.print_table(("name", "size"), [("[red]a\x1b", render.size(1_234_567)), ("b" * 70, "c" * 70)])
+    lines = [line.split() for line in re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).splitlines()]
+    assert lines == [["name", "size"], ["[red]a\\x1b", "1.2", "MB"], ["b" * 70, "c" * 59 + "…"]]
 
 
 def test_show(turret: Any) -> None:
@@ -214,7 +214,7 @@ def test_rm(turret: Any, stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("answer", "code", "count"), [("y\n", 0, 1), ("n\n", 1, 0), ("", 1, 0)])
 def test_rm_asks_on_a_terminal(turret: Any, stub: Stub, monkeypatch: pytest.MonkeyPatch, answer: str, code: int, count: int) -> None:
-    monkeypatch.setattr("typer.testing._NamedTextIOWrapper.isatty", lambda self: self.name == "<stdin>")
+    monkeypatch.setattr("turret_client.cli.interactive", lambda: True)
     result = turret("rm", "spam@2", stdin=answer)
     assert (result.exit_code, len(stub.asked)) == (code, count)
     assert "Delete version 2 of spam?" in result.stderr
@@ -262,7 +262,7 @@ def test_predict_without_texts(turret: Any, stub: Stub, monkeypatch: pytest.Monk
     assert turret("predict", "spam", stdin=" \n\n").exit_code == 2
     result = turret("predict", "spam", "-", stdin=b"caf\xe9\n")
     assert (result.exit_code, result.stderr) == (1, "Standard input is not utf-8 text.\n")
-    monkeypatch.setattr("typer.testing._NamedTextIOWrapper.isatty", lambda self: self.name == "<stdin>")
+    monkeypatch.setattr("turret_client.predicting.interactive", lambda: True)
     assert turret("predict", "spam").exit_code == 2
     assert stub.asked == []
 
@@ -293,11 +293,34 @@ def test_predict_json(turret: Any) -> None:
         ("a,b", ["a", "b"]),
         ("stack(a, b),c", ["stack(a, b)", "c"]),
         ("fuse[f](a, stack(b, c)), d@2,", ["fuse[f](a, stack(b, c))", "d@2"]),
-        ("", []),
+        (" a ,,", ["a"]),
     ],
 )
 def test_models_are_split_outside_of_brackets(text: str, parts: list[str]) -> None:
     assert split_models(text) == parts
+
+
+def test_a_terminal_gets_one_table_for_each_kind_of_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    labels = [{"label": "spam", "score": 0.75}]
+    entities = [{"entity": "PER", "word": "Ada", "start": 0, "end": 3, "score": 1}]
+    rows = [{"model": model, "output": output} for _ in range(2) for model, output in (("spam", labels), ("ner", entities), ("none", []))]
+    printer = Printer(models=3, quiet=False)
+    printer.add(["a", "b"], Predictions.model_validate({"results": rows}))
+    assert screen.getvalue() == ""
+    printer.flush()
+    lines = [line.split() for line in re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).splitlines()]
+    assert lines == [
+        ["model", "text", "label", "score"],
+        ["spam", "a", "spam", "0.75"],
+        ["spam", "b", "spam", "0.75"],
+        ["model", "text", "entity", "word", "start", "end", "score"],
+        ["ner", "a", "PER", "Ada", "0", "3", "1"],
+        ["ner", "b", "PER", "Ada", "0", "3", "1"],
+    ]
+    with pytest.raises(UnexpectedResponse, match="6 rows for 1 texts"):
+        printer.add(["a"], Predictions.model_validate({"results": rows}))
 
 
 def test_printable() -> None:

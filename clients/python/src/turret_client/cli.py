@@ -5,7 +5,7 @@ Exit codes: 0 done; 1 refused or failed, with one sentence on stderr; 2 wrong us
 
 import dataclasses
 import json
-import sys
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,19 @@ import typer
 from turret_client import offline
 from turret_client.predicting import BATCH, Printer, batches, parameters_of, split_models, texts_of
 from turret_client.protocol import OutputKind, split_reference
-from turret_client.render import moment, plain, pointers, print_json, print_line, print_pairs, print_table, printable, size, transfer
+from turret_client.render import (
+    interactive,
+    moment,
+    plain,
+    pointers,
+    print_json,
+    print_line,
+    print_pairs,
+    print_table,
+    printable,
+    size,
+    transfer,
+)
 from turret_client.session import ApiKey, AsJson, Session, Url, command
 from turret_client.version import __version__
 
@@ -133,9 +145,9 @@ def show(session: Session, name: Name) -> None:
 def predict(
     session: Session,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, such as spam, spam@3 or 'stack(a, b)'; several with commas.")],
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; '-' or none: standard input.")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts; '-' or none: standard input.")] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", min=1, metavar="N", help="Only the N best labels.")] = None,
-    output: Annotated[OutputKind, typer.Option("--output", help="Labels, or raw numbers.")] = "decoded",
+    output: Annotated[OutputKind, typer.Option("--output", help="Labels, or numbers: raw scores, hidden states, one vector.")] = "decoded",
     parameter: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", metavar="KEY=VALUE", help="A further parameter; VALUE is JSON or text.")
     ] = None,
@@ -150,7 +162,7 @@ def predict(
     printer = Printer(models=len(names), quiet=session.as_json)
     with session.connect() as server:
         for batch in batches(lines, BATCH):
-            answer = server.predict(names if len(names) > 1 else model, batch, parameters=parameters, output=output)
+            answer = server.predict(names if len(names) > 1 else names[0], batch, parameters=parameters, output=output)
             printer.add(batch, answer)
     if session.as_json:
         print_json(printer.document)
@@ -189,7 +201,7 @@ def rm(
         raise typer.BadParameter(f"'{version}' is not a version's number; only a number is deleted, never what an alias points to")
     what = f"version {version} of {name}" if version else f"{name} with all its versions"
     if not yes:
-        if not sys.stdin.isatty():
+        if not interactive():
             raise typer.BadParameter(f"nobody can be asked here whether to delete {what}; say --yes", param_hint="--yes")
         typer.confirm(f"Delete {what}?", abort=True, err=True)
     with session.connect() as server:
@@ -236,7 +248,7 @@ def convert(
     print_pairs({"file": file} | _package_lines(converted.package))
     for line in converted.report:
         print_line(line)
-    typer.echo(f"Next: turret push {converted.package.manifest.get('name') or 'NAME'} {file}", err=True)
+    typer.echo(printable(f"Next: turret push {converted.package.manifest.get('name') or 'NAME'} {shlex.quote(str(file))}"), err=True)
     return None
 
 

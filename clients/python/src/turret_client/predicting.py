@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from turret_client.errors import InvalidArgument, RowFailed, UnexpectedResponse
-from turret_client.render import output_rows, plain, print_table, printable
+from turret_client.render import interactive, output_rows, plain, print_table, printable
 from turret_client.results import Prediction, Predictions
 
 BATCH = 32  # texts in one request
@@ -17,7 +17,7 @@ BATCH = 32  # texts in one request
 
 def texts_of(given: list[str] | None) -> Iterator[str]:
     """The texts of the arguments, or standard input's lines where they say so; a usage error if there is none."""
-    if not given and sys.stdin.isatty():
+    if not given and interactive():
         raise typer.BadParameter("give a text, or '-' and texts on standard input", param_hint="TEXT")
     source = itertools.chain.from_iterable(_lines() if text == "-" else [text] for text in given or ["-"])
     first = next(source, None)
@@ -51,7 +51,7 @@ def parameters_of(given: list[str] | None) -> dict[str, Any]:
 
 
 def split_models(text: str) -> list[str]:
-    """The model strings of a list with commas; those inside brackets belong to a composition."""
+    """The model strings of a list with commas; those inside brackets belong to a composition. A usage error if there is none."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "([") - (character in ")]")
@@ -59,7 +59,10 @@ def split_models(text: str) -> list[str]:
             parts.append("")
         else:
             parts[-1] += character
-    return [part.strip() for part in parts if part.strip()]
+    names = [part.strip() for part in parts if part.strip()]
+    if not names:
+        raise typer.BadParameter("give a model's name", param_hint="MODEL")
+    return names
 
 
 def batches(items: Iterable[str], count: int) -> Iterator[list[str]]:
@@ -70,7 +73,7 @@ def batches(items: Iterable[str], count: int) -> Iterator[list[str]]:
 
 
 class Printer:
-    """Prints predictions as they arrive; on a terminal all at the end, as one table for each kind of output."""
+    """Prints predictions: into a pipe as they arrive, on a terminal in the end, as one table for each kind of output."""
 
     def __init__(self, *, models: int, quiet: bool) -> None:
         self.failed = False
@@ -79,27 +82,26 @@ class Printer:
         self._quiet = quiet
         self._texts = 0
         self._told: set[str] = set()
-        self._rows: dict[tuple[str, ...], list[tuple[object, ...]]] = {}
+        self._tables: dict[tuple[str, ...], list[tuple[object, ...]]] = {}
 
     def add(self, texts: list[str], answer: Predictions) -> None:
         """Takes the answer for these texts, which has for each text in turn a row of every model."""
         if len(answer) != len(texts) * self._models:
             raise UnexpectedResponse(f"The server answered {len(answer)} rows for {len(texts)} texts and {self._models} models.")
-        document = plain(answer)
-        self.document = document | {"results": self.document["results"] + document["results"]}
+        if self._quiet:
+            document = plain(answer)
+            self.document["results"] += document.pop("results")
+            self.document |= document
         for index, row in enumerate(answer):
             place = index // self._models
             self._add_row(texts[place], self._texts + place + 1, row)
         self._texts += len(texts)
-        if not sys.stdout.isatty():
-            self.flush()
 
     def flush(self) -> None:
-        """Prints the rows that wait."""
-        if not self._quiet:
-            for columns, rows in self._rows.items():
-                print_table(columns, rows)
-        self._rows = {}
+        """Prints the tables that wait."""
+        for columns, rows in self._tables.items():
+            print_table(columns, rows)
+        self._tables = {}
 
     def _add_row(self, text: str, number: int, row: Prediction) -> None:
         try:
@@ -107,9 +109,12 @@ class Printer:
         except RowFailed as error:
             self._tell(f"Text {number}, {row.model}: {error}", str(error))
             return
-        head: tuple[object, ...] = (row.model, text) if self._models > 1 else (text,)
-        names = ("model", "text") if self._models > 1 else ("text",)
-        self._rows.setdefault(names + columns, []).extend(head + cells for cells in rows)
+        if not self._quiet:
+            head: tuple[object, ...] = (row.model, text) if self._models > 1 else (text,)
+            names = ("model", "text") if self._models > 1 else ("text",)
+            self._tables.setdefault(names + columns, []).extend(head + cells for cells in rows)
+            if not sys.stdout.isatty():
+                self.flush()
 
     def _tell(self, sentence: str, reason: str) -> None:
         """Tells an error on stderr; the same reason only once."""

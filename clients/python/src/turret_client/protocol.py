@@ -28,7 +28,7 @@ Inputs = Text | Sequence[Text]
 EmbedInputs = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 """Texts or token ids, one or several."""
 Parameters = Mapping[str, Any]
-OutputKind = Literal["decoded", "logits", "hidden"]
+OutputKind = Literal["decoded", "logits", "hidden", "embedding"]
 
 
 class Row(TypedDict, total=False):

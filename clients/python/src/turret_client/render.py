@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import datetime
 
 from pydantic import BaseModel
+from rich.cells import cell_len
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -23,11 +24,17 @@ from turret_client.upload import Progress as Report
 # Control characters, and those that turn the direction of the text around them.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 WIDEST_CELL = 60  # characters, on a terminal
+WHOLE = frozenset({"name", "version", "model", "digest", "label", "score"})  # columns that are never cut
 
 
 def printable(text: str) -> str:
     """`text` with its control characters shown as escapes."""
     return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def interactive() -> bool:
+    """Whether a person can be asked: standard input is a terminal."""
+    return sys.stdin.isatty()
 
 
 def print_json(document: object) -> None:
@@ -44,14 +51,19 @@ def plain(answer: BaseModel) -> dict[str, object]:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Rows on stdout, as a table on a terminal and as tab-separated lines elsewhere; None is an empty cell."""
+    if not rows:
+        return
     cells = [["" if cell is None else printable(str(cell)) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in cells:
             print("\t".join(row))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="ellipsis", no_wrap=True, max_width=WIDEST_CELL)
+    for index, column in enumerate(columns):
+        if column in WHOLE:
+            table.add_column(column, no_wrap=True, min_width=max(len(column), *(cell_len(row[index]) for row in cells)))
+        else:
+            table.add_column(column, no_wrap=True, overflow="ellipsis", max_width=WIDEST_CELL)
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     Console(highlight=False).print(table)
@@ -76,8 +88,10 @@ def size(count: int | None) -> str | None:
 
 
 def moment(when: datetime | None) -> str | None:
-    """A time to the second, with its zone."""
-    return None if when is None else when.isoformat(" ", "seconds")
+    """A time: the local minute on a terminal, elsewhere to the second with its zone."""
+    if when is None:
+        return None
+    return f"{when.astimezone():%Y-%m-%d %H:%M}" if sys.stdout.isatty() else when.isoformat(" ", "seconds")
 
 
 def pointers(aliases: Mapping[str, object]) -> str:

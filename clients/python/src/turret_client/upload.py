@@ -4,6 +4,7 @@ A body can be read again from the start, so that a try that failed can be repeat
 """
 
 import secrets
+import shlex
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,9 +130,8 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _convert_first(pickle: Path, folder: Path) -> str:
-    return (
-        f"{pickle} is a pickle, which a server never opens: run `turret convert {folder} FILE` (offline) and push the file that it writes."
-    )
+    command = f"turret convert {shlex.quote(str(folder))} FILE"
+    return f"{pickle} is a pickle, which a server never opens: run `{command}` (offline) and push the file that it writes."
 
 
 def multipart(files: Sequence[Path]) -> Body:
