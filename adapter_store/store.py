@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable
@@ -31,6 +32,7 @@ from adapter_store.names import DIGEST, Reference, check_alias, check_name, show
 from adapter_store.package import MAX_SIZE, Package, check_backbone, open_package, read_manifest
 
 _ATTEMPTS = 1000
+_LOOKS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,16 +194,11 @@ class Store:
 
     def read(self, digest: str) -> bytes:
         """The bytes of a package; raises NotFound."""
-        return self.blobs.get(_blob_key(digest))
+        return self.blobs.get(self._present(digest))
 
     def path(self, digest: str) -> Path:
         """A local file with the bytes of a package, to be read only; raises NotFound."""
-        path = self.blobs.local_path(_blob_key(digest))
-        if path is not None:
-            if not path.is_file():
-                raise NotFound(f"The store at {self.blobs.url} holds no package {digest}.")
-            return path
-        return self._cached(digest)
+        return self.blobs.local_path(self._present(digest)) or self._cached(digest)
 
     def manifest(self, digest: str) -> Manifest:
         """The manifest of a package, from its header alone; raises NotFound."""
@@ -218,6 +215,17 @@ class Store:
                 part.write_bytes(self.read(digest))
                 os.replace(part, path)
             return path
+
+    def _present(self, digest: str) -> str:
+        """The key of a package's bytes. Waits a moment for one that the catalogue holds: `collect` may have set it aside."""
+        key = _blob_key(digest)
+        for _ in range(_LOOKS):
+            if self.blobs.size(key) is not None:
+                return key
+            if not self._catalog.holds(digest):
+                break
+            time.sleep(0.01)
+        raise NotFound(f"The store at {self.blobs.url} holds no package {digest}.")
 
     def _ensure_blob(self, package: Package, path: Path) -> None:
         key = _blob_key(package.digest)

@@ -1,6 +1,8 @@
 """`turret-server`: reads the settings, wires the app, serves it with uvicorn."""
 
+import json
 import logging
+import socket
 import sys
 
 import uvicorn
@@ -24,6 +26,29 @@ def main() -> None:
     sys.exit(serve(settings))
 
 
+class _Announcing(uvicorn.Server):
+    """A server that says how to call it once it listens."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Opens the sockets, then prints a curl line that works as pasted."""
+        await super().startup(sockets)
+        if self.started:
+            address = self.servers[0].sockets[0].getsockname()
+            names = self.config.app.state.services.store.names()  # type: ignore[union-attr]
+            print(hint(f"http://{self.config.host}:{address[1]}", names), flush=True)
+
+
+def hint(url: str, names: list[str]) -> str:
+    """What to try first: a prediction if anything is published, else an embedding."""
+    path, body = "/v1/embeddings", {"model": "base", "input": "Turret serves many tasks from one model."}
+    if names:
+        path, body = "/v1/predict", {"model": names[0], "inputs": "please book me a flight to Paris for tomorrow"}
+    return (
+        f"\nTurret serves {len(names)} adapters on {url} (docs: {url}/docs). Try:\n\n"
+        f"  curl -s {url}{path} -H 'content-type: application/json' -d '{json.dumps(body)}'\n"
+    )
+
+
 def serve(settings: Settings) -> int:
     """Serves until stopped; returns the exit code."""
     # Imported here so that --help and wrong flags answer at once, without torch.
@@ -38,8 +63,12 @@ def serve(settings: Settings) -> int:
     except (BackboneError, StoreError) as error:
         print(f"turret-server: {error}", file=sys.stderr)
         return 1
-    uvicorn.run(app, host=settings.host, port=settings.port, log_level=settings.log_level, access_log=False, server_header=False)
-    return 0
+    config = uvicorn.Config(
+        app, host=settings.host, port=settings.port, log_level=settings.log_level, access_log=False, server_header=False
+    )
+    server = _Announcing(config)
+    server.run()
+    return 0 if server.started else 1
 
 
 if __name__ == "__main__":

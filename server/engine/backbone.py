@@ -76,8 +76,9 @@ def position_ids(batch: Batch, padding_id: int) -> Ints:
     return positions
 
 
-def load_backbone(source: str, device: str = "auto", dtype: str = "auto") -> Backbone:
+def load_backbone(source: str, device: str = "auto", dtype: str = "auto", name: str = "") -> Backbone:
     """Loads a local folder or hub id. device: auto, cpu, cuda, cuda:1. dtype: auto (float32), float32, bfloat16, float16.
+    name: what to call it; by default the hub id or the folder's name.
 
     Raises BackboneError for a family that is not served or a checkpoint that is not whole.
     """
@@ -102,7 +103,7 @@ def load_backbone(source: str, device: str = "auto", dtype: str = "auto") -> Bac
         model_type=config.model_type,
         hidden_size=config.hidden_size,
         num_layers=layers,
-        name=_name(source, config),
+        name=name or (Path(source).resolve().name if Path(source).is_dir() else source),
         fingerprint=fingerprint(config, model),
     )
     target = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
@@ -126,18 +127,6 @@ def _family(config: PreTrainedConfig) -> Family:
     if getattr(config, "position_embedding_type", "absolute") not in (None, "absolute"):
         raise BackboneError(f"Position embeddings of type '{config.position_embedding_type}' are not served; only 'absolute' are.")
     return family
-
-
-def _name(source: str, config: PreTrainedConfig) -> str:
-    """A name for people: the hub id, or for a folder what its config says it came from, else the folder's name."""
-    if not Path(source).is_dir():
-        return source
-    return str(getattr(config, "_name_or_path", "") or Path(source).name) if not _is_path(config) else Path(source).resolve().name
-
-
-def _is_path(config: PreTrainedConfig) -> bool:
-    origin = str(getattr(config, "_name_or_path", ""))
-    return not origin or Path(origin).is_absolute() or Path(origin).is_dir()
 
 
 def fingerprint(config: PreTrainedConfig, model: nn.Module) -> str:

@@ -90,3 +90,9 @@ def edit_json(path: Path, **changes: Any) -> None:
         else:
             value[key] = change
     path.write_text(json.dumps(value))
+
+
+def check_sentence(error: Exception) -> None:
+    """What every error of the store must be: one line, not blown up by its cause."""
+    assert "\n" not in str(error)
+    assert 0 < len(str(error)) < 1500

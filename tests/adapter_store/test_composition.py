@@ -76,7 +76,8 @@ def test_functions_are_names_where_no_bracket_follows(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", " ", "(", "stack()", "stack(a", "stack(a,)", "stack(a b)", "a b", "a,b", "a#", "a##b", "fuse(a)", "fuse[](a)", "fuse[f]()",
-     "average(a:x)", "average(a:-1)", "average(a:nan)", "average(a:0, b:0)", "average(a:)", "nope(a)", "a(b)", "base(a)", "A", "../a", "a\0",
+     "average(a:x)",
+     "average(a:-1)", "average(a:nan)", "average(a:0, b:0)", "average(a:)", "nope(a)", "a(b)", "base(a)", "A", "../a", "a\0",
      "average(a:1e999)", "stack(" * 9 + "a" + ")" * 9, "a" * 3000],
 )  # fmt: skip
 def test_not_model_strings(text: str) -> None:

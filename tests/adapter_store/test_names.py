@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import check_sentence
 
 from adapter_store.errors import InvalidName
 from adapter_store.names import NAME, Reference, check_alias, check_name, parse_reference, shown
@@ -75,7 +76,7 @@ def test_any_text_is_a_name_or_an_error(text: str) -> None:
     try:
         assert NAME.fullmatch(check_name(text))
     except InvalidName as error:
-        assert "\n" not in str(error)
+        check_sentence(error)
 
 
 def test_shown_is_bounded() -> None:

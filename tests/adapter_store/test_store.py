@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import BACKBONE, MANIFEST, package, package_file
 
 from adapter_store.blobs import Blobs, open_blobs
 from adapter_store.catalog import Catalog, Change, Commit, Delete, Publish, SetAlias, Summary
@@ -23,7 +24,6 @@ from adapter_store.methods import Backbone
 from adapter_store.names import Reference, parse_reference
 from adapter_store.package import open_package
 from adapter_store.store import Store
-from samples import BACKBONE, MANIFEST, package, package_file
 
 NO_SUCH = "sha256:" + "0" * 64
 
@@ -361,6 +361,39 @@ def test_only_one_of_many_is_new(tmp_path: Path) -> None:
     assert len(blobs_of(tmp_path / "store")) == 1
 
 
+def test_a_publish_just_before_the_bytes_are_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (Store.open(str(tmp_path / "store")) for _ in range(2))
+    path = package_file(tmp_path)
+    digest = one.publish(path, "spam").record.digest
+    move = one.blobs.move
+
+    def late(key: str, target: str) -> bool:
+        if key.startswith("blobs/"):
+            other.publish(path, "ham")
+        return move(key, target)
+
+    monkeypatch.setattr(one.blobs, "move", late)
+    one.delete("spam")
+    assert other.read(digest) == path.read_bytes()
+
+
+def test_a_delete_just_before_a_commit_on_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (Store.open(str(tmp_path / "store")) for _ in range(2))
+    path = package_file(tmp_path)
+    other.publish(path, "spam")
+    put = one.blobs.put_if_absent
+
+    def late(key: str, data: bytes) -> bool:
+        if other.refresh() or other.names() == ["spam"]:
+            other.delete("spam")
+        return put(key, data)
+
+    monkeypatch.setattr(one.blobs, "put_if_absent", late)
+    digest = one.publish(path, "ham").record.digest
+    assert one.names() == ["ham"]
+    assert one.read(digest) == path.read_bytes()
+
+
 def test_deleting_and_publishing_the_same_bytes(tmp_path: Path) -> None:
     """Whatever the interleaving, a version that exists has its bytes."""
     stores = [Store.open(str(tmp_path / "store")) for _ in range(2)]
@@ -374,7 +407,8 @@ def test_deleting_and_publishing_the_same_bytes(tmp_path: Path) -> None:
             stores[i].delete(f"name{i}")
         stores[i].publish(path, f"name{i}")
 
-    threads = [threading.Thread(target=guarded, args=(work, i, failures := [])) for i in range(2)]
+    failures: list[BaseException] = []
+    threads = [threading.Thread(target=guarded, args=(work, i, failures)) for i in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
