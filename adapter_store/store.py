@@ -119,7 +119,9 @@ class Store:
             nonlocal created
             entry = _entry(catalog, name)
             if only_new and entry is not None:
-                raise AlreadyExists(f"The name '{name}' already exists: publish without If-None-Match to add a version.")
+                raise AlreadyExists(
+                    f"The name '{name}' already exists, and only a new name was asked for: choose another, or add a version to it."
+                )
             existing = None if entry is None else entry.holding(package.digest)
             created = existing is None
             version = catalog.next_version(name) if existing is None else existing.version

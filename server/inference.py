@@ -158,7 +158,7 @@ def readout(route: Route, ask: Ask) -> Readout:
         raise ApiError(
             400,
             "no_head",
-            f"'{route.model}' has no head to predict with: ask for output 'hidden' or 'embedding', or append '#NAME' of a package that has one.",
+            f"'{route.model}' has no head: ask for output 'hidden' or 'embedding', or append '#' and the name of a package with a head.",
             "model",
         )
     if head.type == "embedding":

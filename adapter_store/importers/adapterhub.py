@@ -86,7 +86,8 @@ def import_adapterhub(files: Files, backbone: Backbone | None) -> ImportedPackag
         head, head_tensors = import_head(configs[-1], read_tensors(files, HEAD_WEIGHTS), backbone, report)
         tensors |= head_tensors
     manifest = _manifest(files, configs, backbone, methods, head, warnings)
-    report += [f"ignored {shown(name)}" for name in files if name not in (*KNOWN_FILES, CARD)]
+    used = {ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD_CONFIG, HEAD_WEIGHTS, CARD}
+    report += [f"ignored {shown(name)}" for name in files if name not in used]
     return ImportedPackage(manifest, tensors, tuple(report), tuple(warnings))
 
 

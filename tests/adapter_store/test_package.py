@@ -189,9 +189,9 @@ def test_duplicate_keys() -> None:
 
 def test_many_duplicate_keys_are_refused_quickly() -> None:
     text = "{" + ",".join(f'"{i}":0' for i in range(200_000)) + ',"0":0}'
-    start = time.perf_counter()
+    start = time.process_time()
     refused(join(text, b""), "twice")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("dtype", ["I64", "F64", "F8_E4M3", "F8_E5M2", "U8", "BOOL", "f32", "", None, 1, [], {}])
@@ -307,11 +307,11 @@ def test_the_package_must_hold_exactly_what_its_manifest_promises() -> None:
 def test_a_boastful_manifest_costs_nothing() -> None:
     backbone = {"model_type": "bert", "hidden_size": 65536, "num_layers": 1024}
     methods = {f"m{i}": {"method": "bottleneck", "mh_adapter": True, "scaling": "channel", "use_gating": True} for i in range(8)}
-    start = time.perf_counter()
+    start = time.process_time()
     refused(with_manifest({"backbone": backbone, "methods": methods}), "8192 layers")
     refused(with_manifest({"backbone": backbone}), "1024 layers")
     refused(with_manifest({"backbone": backbone, "methods": {"b": {"leave_out": list(range(1, 1024))}}}))
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])

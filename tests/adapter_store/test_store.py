@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import BACKBONE, MANIFEST, package, package_file
+from samples import BACKBONE, MANIFEST, check_sentence, package, package_file
 
 from adapter_store.blobs import Blobs, open_blobs
 from adapter_store.catalog import Catalog, Change, Commit, Delete, Publish, SetAlias, Summary
@@ -255,7 +255,7 @@ def test_folders_of_any_name(tmp_path: Path, folder: str) -> None:
 def test_stores_that_are_not_served(url: str) -> None:
     with pytest.raises(StoreError) as caught:
         Store.open(url)
-    assert "\n" not in str(caught.value)
+    check_sentence(caught.value)
 
 
 def test_a_file_is_no_store(tmp_path: Path) -> None:
@@ -316,6 +316,35 @@ def test_an_impossible_commit_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="damaged at commit 2"):
         store.refresh()
     assert store.names() == ["spam"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "memory"])
+def test_the_verbs_of_blobs(tmp_path: Path, kind: str) -> None:
+    blobs = open_blobs(str(tmp_path / "store") if kind == "folder" else "memory://")
+    assert blobs.put_if_absent("a/b", b"one") is True
+    assert blobs.put_if_absent("a/b", b"two") is False
+    assert (blobs.get("a/b"), blobs.size("a/b"), blobs.size("a/c")) == (b"one", 3, None)
+    large = tmp_path / "large"
+    large.write_bytes(random.Random(0).randbytes(20 << 20))
+    blobs.put_file("a/large", large)
+    assert blobs.get("a/large") == large.read_bytes()
+    assert sorted(blobs.list("a")) == ["a/b", "a/large"]
+    assert blobs.move("a/b", "c/d") is True
+    assert blobs.move("a/b", "c/d") is False
+    blobs.delete("c/d")
+    blobs.delete("c/d")
+    with pytest.raises(NotFound):
+        blobs.get("c/d")
+    assert list(blobs.list("c")) == []
+
+
+def test_failing_storage_is_one_sentence(tmp_path: Path) -> None:
+    blobs = open_blobs(str(tmp_path / "store"))
+    (tmp_path / "store" / "log").write_text("a file where a folder belongs")
+    with pytest.raises(StoreError) as caught:
+        blobs.put_if_absent("log/1", b"x")
+    assert type(caught.value) is StoreError
+    check_sentence(caught.value)
 
 
 # Several writers
