@@ -26,12 +26,12 @@ def sequences(rng: np.random.Generator, tokens: list[int], adapters: list[tuple[
     ]
 
 
-def random_adapter(config: Bottleneck, backbone: Backbone, seed: int) -> LoadedPackage:
-    """A package of one bottleneck with small random weights."""
+def random_adapter(config: Bottleneck, backbone: Backbone, seed: int, scale: float = 0.02) -> LoadedPackage:
+    """A package of one bottleneck with normal random weights of standard deviation `scale`."""
     generator = torch.Generator().manual_seed(seed)
     fields: dict[SiteIndex, dict[str, torch.Tensor]] = {}
     for name, shape in config.tensors(backbone).items():
         _, layer, site, field = name.split(".", 3)
         index = int(layer) * len(SITES) + SITES.index(site)
-        fields.setdefault(index, {})[field.replace(".", "_")] = torch.randn(shape, generator=generator) * 0.02
+        fields.setdefault(index, {})[field.replace(".", "_")] = torch.randn(shape, generator=generator) * scale
     return LoadedPackage(((config, {index: BottleneckWeights(**weights) for index, weights in fields.items()}),), None)

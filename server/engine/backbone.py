@@ -16,6 +16,7 @@ from adapter_store.methods import Backbone as BackboneSpec
 from server.core import Batch, Ints
 from server.engine import attention
 from server.engine.families import FAMILIES, Family
+from server.engine.linears import prepack
 from server.engine.sites import Plan, Stage, install
 
 # The settings that decide what the weights compute; the rest of a config may differ between copies of one model.
@@ -76,9 +77,9 @@ def position_ids(batch: Batch, padding_id: int) -> Ints:
     return positions
 
 
-def load_backbone(source: str, device: str = "auto", dtype: str = "auto", name: str = "") -> Backbone:
+def load_backbone(source: str, device: str = "auto", dtype: str = "auto", name: str = "", fast: bool = True) -> Backbone:
     """Loads a local folder or hub id. device: auto, cpu, cuda, cuda:1. dtype: auto (float32), float32, bfloat16, float16.
-    name: what to call it; by default the hub id or the folder's name.
+    name: what to call it; by default the hub id or the folder's name. fast=False keeps torch's own Linears (the slow twin).
 
     Raises BackboneError for a family that is not served or a checkpoint that is not whole.
     """
@@ -111,6 +112,8 @@ def load_backbone(source: str, device: str = "auto", dtype: str = "auto", name: 
     model.to(target, kind)
     if pooler is not None:
         pooler.to(target, kind)
+    if fast:
+        prepack(model, family)
     stage = Stage()
     install(model, family, stage)
     padding_id = config.pad_token_id if config.pad_token_id is not None else 0

@@ -1,0 +1,17 @@
+"""What all tests share: where the golden cases are. Their absence is a failure, never a skip."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with the golden cases: TURRET_SHARED, or `shared` beside the repository."""
+    folder = Path(os.environ.get("TURRET_SHARED", ROOT.parent / "shared"))
+    if not (folder / "golden").is_dir():
+        pytest.fail(f"{folder} holds no golden cases: set TURRET_SHARED to the folder that has 'golden'")
+    return folder

@@ -1,0 +1,49 @@
+"""The real app on a backbone and an empty store, without a socket, and what most tests say to it."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from starlette.testclient import TestClient
+
+from server.app import create_app
+from server.settings import Settings
+
+
+@contextmanager
+def serving(backbone: Path | str, store: Path, **settings: Any) -> Iterator[TestClient]:
+    """A client of `create_app`'s app, with its lifespan; a fault of the server is a 500, as over a socket."""
+    app = create_app(Settings(backbone=str(backbone), store=str(store), threads=1, device="cpu", **settings))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+def folder_form(folder: Path) -> list[tuple[str, tuple[str, bytes]]]:
+    """The files of a folder as multipart/form-data."""
+    return [("files", (path.name, path.read_bytes())) for path in sorted(folder.iterdir())]
+
+
+def push(client: TestClient, name: str, folder: Path, **params: str) -> dict[str, Any]:
+    """Publishes a folder that must be taken."""
+    answer = client.put(f"/v1/adapters/{name}", files=folder_form(folder), params=params)
+    assert answer.status_code in (200, 201), answer.text
+    published: dict[str, Any] = answer.json()
+    return published
+
+
+def predict(client: TestClient, **body: Any) -> list[dict[str, Any]]:
+    """The results of a request all of whose rows must answer."""
+    answer = client.post("/v1/predict", json=body)
+    assert answer.status_code == 200, answer.text
+    results: list[dict[str, Any]] = answer.json()["results"]
+    assert not [result for result in results if "error" in result]
+    return results
+
+
+def array(output: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """A raw output of the wire as an array, its shape checked."""
+    values = np.array(output["data"], dtype=np.float32)
+    assert list(values.shape) == output["shape"]
+    return values

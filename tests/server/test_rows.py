@@ -1,0 +1,244 @@
+"""A row's answer is its own: alone, in any company, by the fast path and by its slow twin. Banks keep what they hold."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapter_store.manifest import Head
+from adapter_store.methods import Bottleneck
+from adapter_store.package import open_package
+from server.core import Array, Pooling, Readout, Route, Sequence, pack
+from server.engine.attention import Packing, attend_each, attend_packed
+from server.engine.backbone import Backbone, load_backbone
+from server.engine.bank import FIRST_CAPACITY, Bank, BankShape
+from server.engine.engine import Engine
+from server.methods.bottleneck import BottleneckWeights
+
+TOLERANCE = 1e-5
+
+HEADS: dict[str, Head] = {
+    "two": tiny.classifier("yes", "no"),
+    "pooled": Head(type="multilabel_classification", use_pooler=True, labels=("a", "b", "c")),
+    "tags": Head(type="tagging", labels=("O", "B-X", "I-X")),
+}
+STACKS = [
+    ("pfeiffer", "houlsby"),
+    ("parallel", "gated"),
+    ("dropped", "pfeiffer"),
+    ("channel", "ln_after", "post_add"),
+    ("no_ln", "after_ln"),
+]
+
+
+@dataclass(frozen=True)
+class Twins:
+    """The same packages in an engine with banks and in one without."""
+
+    fast: Engine
+    slow: Engine
+    routes: tuple[Route, ...]
+
+
+def load(engine: Engine, folder: Path, digest: str, data: bytes) -> None:
+    path = folder / f"{digest}.safetensors"
+    path.write_bytes(data)
+    engine.load(digest, engine.read(path, open_package(path).manifest))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rows")
+
+
+@pytest.fixture(scope="module")
+def backbone(folder: Path) -> Backbone:
+    return load_backbone(str(tiny.save_backbone(folder / "backbone")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def twins(backbone: Backbone, folder: Path) -> Twins:
+    """Adapters of every kind, three of each so that banks hold several, with every kind of head, and stacks of them."""
+    engines = Engine(backbone), Engine(backbone, fast=False)
+    routes = [Route("base")]
+    for seed, (kind, config) in enumerate([*tiny.KINDS.items()] * 3):
+        name = f"{kind}-{seed}"
+        head_name, head = list(HEADS.items())[seed % 3]
+        data = tiny.adapter(config, head, seed)
+        for engine in engines:
+            load(engine, folder, name, data)
+        routes.append(Route(f"{name}#{head_name}", name, (name,), head, name))
+    for number, stack in enumerate(STACKS):
+        names = tuple(next(route for route in routes if route.model.startswith(f"{kind}-")) for kind in stack)
+        adapters = tuple(digest for route in names for digest in route.adapters)
+        routes.append(Route(f"stack-{number}", None, adapters, names[-1].head, names[-1].head_digest))
+    return Twins(*engines, tuple(routes))
+
+
+def a_row(route: Route, chance: random.Random) -> Sequence:
+    length = chance.choice([1, 2, 3, 3, 7, 7, 12, 40])
+    ids = np.array([chance.randrange(tiny.VOCABULARY) for _ in range(length)])
+    types = np.array([0] * (length // 2) + [1] * (length - length // 2))
+    pooling: Pooling = chance.choice(["mean", "cls"])
+    readouts = [Readout("hidden"), Readout("embedding", pooling, chance.random() < 0.5)]
+    return Sequence(route, ids, types, chance.choice(readouts if route.head is None else [*readouts, Readout(), Readout()]))
+
+
+def run(engine: Engine, rows: list[Sequence]) -> list[Array]:
+    """One output per row, in the order given."""
+    batch, places = pack(rows)
+    outputs = engine.run(batch)
+    return [outputs[place] for place in places]
+
+
+def worst(ones: list[Array], others: list[Array]) -> float:
+    assert [one.shape for one in ones] == [other.shape for other in others]
+    return max(float(np.abs(one - other).max()) for one, other in zip(ones, others, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_row_alone_equals_the_row_in_any_company(twins: Twins, seed: int) -> None:
+    chance = random.Random(seed)
+    rows = [a_row(route, chance) for route in twins.routes for _ in range(2)]
+    alone = [run(twins.fast, [row])[0] for row in rows]
+    for _ in range(3):
+        order = chance.sample(range(len(rows)), chance.randrange(2, len(rows) + 1))
+        together = run(twins.fast, [rows[i] for i in order])
+        assert worst([alone[i] for i in order], together) <= TOLERANCE
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_banks_equal_their_slow_twin(twins: Twins, seed: int) -> None:
+    chance = random.Random(seed)
+    rows = [a_row(route, chance) for route in twins.routes for _ in range(3)]
+    chance.shuffle(rows)
+    assert worst(run(twins.fast, rows), run(twins.slow, rows)) <= TOLERANCE
+
+
+def test_every_adapter_does_something(twins: Twins) -> None:
+    """Else the tests above would hold an idle engine equal to an idle engine."""
+    row = replace(
+        a_row(twins.routes[0], random.Random(0)), input_ids=np.arange(9), type_ids=np.zeros(9, dtype=np.int64), readout=Readout("hidden")
+    )
+    outputs = run(twins.fast, [replace(row, route=route) for route in twins.routes])
+    for i, one in enumerate(outputs):
+        for other in outputs[i + 1 :]:
+            assert np.abs(one - other).max() > 1e-2
+
+
+def test_rows_on_a_golden_backbone(golden: Path, tmp_path: Path) -> None:
+    """Rows of RoBERTa, whose positions depend on padding ids: the padding token inside a row counts as the model counts it."""
+    engine = Engine(load_backbone(str(golden / "roberta_pfeiffer_cls" / "backbone"), device="cpu"))
+    chance = random.Random(1)
+    rows = [
+        Sequence(
+            Route("base"), np.array([chance.randrange(200) for _ in range(length)]), np.zeros(length, dtype=np.int64), Readout("hidden")
+        )
+        for length in (3, 9, 9, 1, 5, 30)
+    ]
+    rows.append(replace(rows[1], input_ids=np.array([5, 1, 6, 1, 1, 7, 8, 9, 1])))
+    assert worst([run(engine, [row])[0] for row in rows], run(engine, rows)) <= TOLERANCE
+
+
+@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=12), seed=st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_packed_attention_equals_attention_by_sequence(lengths: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
+    packing = Packing.of(cu_seqlens)
+    assert [(start, count) for start, count, _ in packing.runs] == [(cu_seqlens[a], b - a) for a, b in pairwise(runs(lengths))]
+    q, k, v = (torch.randn(int(cu_seqlens[-1]), 4, 8, generator=generator) for _ in range(3))
+    for scaling in (None, 0.5):
+        one, other = attend_packed(q, k, v, scaling, packing), attend_each(q, k, v, scaling, packing)
+        assert float((one - other).abs().max()) <= TOLERANCE
+
+
+def runs(lengths: list[int]) -> list[int]:
+    """Where a run of equal lengths begins, and the end."""
+    return [0, *(i for i in range(1, len(lengths)) if lengths[i] != lengths[i - 1]), len(lengths)]
+
+
+def weights_of(seed: int) -> dict[int, BottleneckWeights]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((4, 8), (4,), (8, 4), (8,))
+    return {site: BottleneckWeights(*(torch.randn(*shape, generator=generator) for shape in shapes)) for site in (1, 3)}
+
+
+def same(bank: Bank, slot: int, weights: Mapping[int, BottleneckWeights]) -> bool:
+    held = bank.weights(slot)
+    pairs = [(getattr(held[s], f), getattr(w, f)) for s, w in weights.items() for f in ("down_weight", "down_bias", "up_weight", "up_bias")]
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.fixture
+def bank() -> Bank:
+    config = Bottleneck(reduction_factor=2)
+    shape = BankShape.of(config, weights_of(0))
+    assert shape is not None
+    return Bank(shape, torch.device("cpu"), torch.float32)
+
+
+def test_a_bank_grows_and_keeps_its_slots(bank: Bank) -> None:
+    config = Bottleneck(reduction_factor=2)
+    count = 2 * FIRST_CAPACITY + 1
+    slots = [bank.put(config, weights_of(seed)) for seed in range(count)]
+    assert len(set(slots)) == count
+    assert bank.capacity == 4 * FIRST_CAPACITY
+    assert all(same(bank, slot, weights_of(seed)) for seed, slot in enumerate(slots))
+
+
+def test_a_freed_slot_is_used_again(bank: Bank) -> None:
+    config = Bottleneck(reduction_factor=2)
+    slots = [bank.put(config, weights_of(seed)) for seed in range(FIRST_CAPACITY)]
+    bank.free(slots[3])
+    assert bank.put(config, weights_of(99)) == slots[3]
+    assert bank.capacity == FIRST_CAPACITY
+    assert same(bank, slots[3], weights_of(99))
+    assert same(bank, slots[4], weights_of(4))
+
+
+def test_unload_and_load_answer_like_a_fresh_engine(backbone: Backbone, tmp_path: Path) -> None:
+    """Packages come and go past a bank's capacity; who is there answers as it did alone in an engine of its own."""
+    chance = random.Random(7)
+    kinds = [tiny.KINDS["pfeiffer"], tiny.KINDS["houlsby"], tiny.KINDS["gated"]]
+    data = {f"p{i}": tiny.adapter(kinds[i % 3], tiny.classifier("a", "b"), seed=100 + i) for i in range(36)}
+    rows = {name: a_row(Route(name, name, (name,), tiny.classifier("a", "b"), name), chance) for name in data}
+    alone = {}
+    for name, package in data.items():
+        engine = Engine(backbone)
+        load(engine, tmp_path, name, package)
+        (alone[name],) = run(engine, [rows[name]])
+    engine = Engine(backbone)
+    for step in range(120):
+        name = chance.choice(list(data))
+        if name in engine.resident:
+            engine.unload(name)
+        else:
+            load(engine, tmp_path, name, data[name])
+        present = sorted(engine.resident)
+        if present and step % 4 == 0:
+            assert worst([alone[name] for name in present], run(engine, [rows[name] for name in present])) <= TOLERANCE
+    assert len(engine.resident) > FIRST_CAPACITY
+
+
+def test_loading_twice_does_nothing(backbone: Backbone, tmp_path: Path) -> None:
+    engine = Engine(backbone)
+    for seed in (0, 1):
+        load(engine, tmp_path, "same", tiny.adapter(tiny.KINDS["pfeiffer"], tiny.classifier("a", "b"), seed))
+    row = a_row(Route("same", "same", ("same",), tiny.classifier("a", "b"), "same"), random.Random(0))
+    first = Engine(backbone)
+    load(first, tmp_path, "same", tiny.adapter(tiny.KINDS["pfeiffer"], tiny.classifier("a", "b"), 0))
+    assert worst(run(engine, [row]), run(first, [row])) == 0.0
+
+
+def test_the_backbone_cannot_be_called_around_the_packing(backbone: Backbone) -> None:
+    with pytest.raises(RuntimeError, match="outside of"):
+        backbone.model(input_ids=torch.zeros(1, 3, dtype=torch.int64))
