@@ -99,10 +99,17 @@ class Store:
     # Changes
 
     def publish(
-        self, path: Path, name: str, backbone: Backbone | None = None, alias: str | None = None, only_new: bool = False
+        self,
+        path: Path,
+        name: str,
+        backbone: Backbone | None = None,
+        alias: str | None = None,
+        only_new: bool = False,
+        check: Callable[[Manifest], None] = lambda manifest: None,
     ) -> Published:
         """Checks a package file whole and publishes it as the next version of `name`, moving `alias` in the same commit.
 
+        `check` may refuse a sound package for reasons of its own, before anything is written.
         The same bytes under the same name give the existing version. Raises InvalidName, InvalidPackage, WrongBackbone,
         AlreadyExists (`only_new` and the name exists) and NotFound (its composition names what is not in the store).
         """
@@ -112,6 +119,7 @@ class Store:
         package = open_package(path, self.max_size)
         if backbone is not None:
             check_backbone(package.manifest, backbone)
+        check(package.manifest)
         summary = summarise(package)
         created = False
 

@@ -12,7 +12,6 @@ from adapter_store.errors import StoreError, WrongBackbone
 from adapter_store.importers import import_to_file
 from adapter_store.manifest import Manifest
 from adapter_store.methods import Backbone
-from adapter_store.package import open_package
 from adapter_store.store import Published, Store
 
 
@@ -35,16 +34,14 @@ class Publisher:
 
     def package(self, path: Path, name: str, alias: str | None, only_new: bool) -> Uploaded:
         """Publishes a package file."""
-        self.check(open_package(path, self.store.max_size).manifest)
-        return Uploaded(self.store.publish(path, name, self.backbone, alias, only_new))
+        return Uploaded(self.store.publish(path, name, self.backbone, alias, only_new, self.check))
 
     def folder(self, files: Mapping[str, Path], name: str, alias: str | None, only_new: bool) -> Uploaded:
         """Imports the files of an adapter's folder and publishes the package."""
         with tempfile.TemporaryDirectory(prefix="turret-import-") as folder:
             target = Path(folder) / "package.safetensors"
             imported = import_to_file(files, self.backbone, target)
-            self.check(imported.manifest)
-            published = self.store.publish(target, name, self.backbone, alias, only_new)
+            published = self.store.publish(target, name, self.backbone, alias, only_new, self.check)
             return Uploaded(published, imported.warnings, imported.report)
 
     def all_of(self, folder: Path) -> list[Uploaded]:

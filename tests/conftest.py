@@ -15,3 +15,9 @@ def shared() -> Path:
     if not (folder / "golden").is_dir():
         pytest.fail(f"{folder} holds no golden cases: set TURRET_SHARED to the folder that has 'golden'")
     return folder
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> Path:
+    """The folder of cases that the real libraries wrote (shared/reference/adapters.md, section 4)."""
+    return shared / "golden"
