@@ -49,12 +49,15 @@ call() {
 
 push() { call --request PUT --header 'content-type: application/octet-stream' --data-binary "@$2" "$url/v1/adapters/$1"; }
 
-# Prints digest and output of a prediction; the timing differs from call to call.
+# Prints digest, labels and scores of a prediction, to four digits.
 predict() {
   local answer
   answer=$(call --header 'content-type: application/json' --data '{"model": "sms-spam", "inputs": "free cash!!"}' "$url/v1/predict")
   [[ $answer == 200\ * ]] || fail "predict answered $answer"
-  python3 -c 'import json, sys; row = json.loads(sys.argv[1])["results"][0]; print(row["digest"], json.dumps(row["output"]))' "${answer#* }"
+  python3 -c '
+import json, sys
+row = json.loads(sys.argv[1])["results"][0]
+print(row["digest"], *(f"{one[\"label\"]} {one[\"score\"]:.4f}" for one in row["output"]))' "${answer#* }"
 }
 
 # The engine

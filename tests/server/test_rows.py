@@ -123,6 +123,15 @@ def test_banks_equal_their_slow_twin(twins: Twins, seed: int) -> None:
     assert worst(run(twins.fast, rows), run(twins.slow, rows)) <= TOLERANCE
 
 
+@pytest.mark.parametrize("hidden_act", ["gelu", "gelu_new", "relu"])
+def test_prepacked_linears_equal_their_slow_twin(folder: Path, hidden_act: str) -> None:
+    source = str(tiny.save_backbone(folder / hidden_act, hidden_act=hidden_act))
+    chance = random.Random(hidden_act)
+    rows = [a_row(Route("base"), chance) for _ in range(30)]
+    fast, slow = (Engine(load_backbone(source, device="cpu", fast=fast)) for fast in (True, False))
+    assert worst(run(fast, rows), run(slow, rows)) <= TOLERANCE
+
+
 def test_every_adapter_does_something(twins: Twins) -> None:
     """Else the tests above would hold an idle engine equal to an idle engine."""
     row = replace(

@@ -32,7 +32,7 @@ KINDS: dict[str, Bottleneck] = {
 }
 
 
-def save_backbone(folder: Path, seed: int = 0) -> Path:
+def save_backbone(folder: Path, seed: int = 0, hidden_act: str = "gelu") -> Path:
     """A random bert with a pooler; its tokenizer knows the words t0 to t59."""
     torch.manual_seed(seed)
     config = BertConfig(
@@ -41,6 +41,7 @@ def save_backbone(folder: Path, seed: int = 0) -> Path:
         num_hidden_layers=LAYERS,
         num_attention_heads=4,
         intermediate_size=48,
+        hidden_act=hidden_act,
         max_position_embeddings=40,
         initializer_range=0.2,
     )
