@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapter_store.composition import parse
 from adapter_store.errors import StoreError, WrongBackbone
 from adapter_store.importers import import_to_file
 from adapter_store.manifest import Manifest
 from adapter_store.methods import Backbone
 from adapter_store.store import Published, Store
+from server.router import stacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,9 @@ class Publisher:
         return [self.package(path, path.stem, None, False) for path in sorted(folder.glob("*.safetensors"))]
 
     def check(self, manifest: Manifest) -> None:
-        """Raises WrongBackbone where the package needs what this backbone has not."""
+        """Raises UnsupportedMethod for a composition that is not served, WrongBackbone for what this backbone has not."""
+        if manifest.composition is not None:
+            stacked(parse(manifest.composition).root)
         if manifest.head is not None and manifest.head.use_pooler and not self.has_pooler:
             raise WrongBackbone(
                 "The package's head reads the backbone's pooler, but the checkpoint of the backbone has no pooler weights: "

@@ -2,6 +2,7 @@
 
 from adapter_store.catalog import VersionRecord
 from adapter_store.composition import Adapter, Block, Composition, Stack, parse
+from adapter_store.errors import UnsupportedMethod
 from adapter_store.manifest import Head, Manifest
 from adapter_store.names import Reference
 from adapter_store.store import Store
@@ -23,7 +24,7 @@ class Router:
         self._manifests: dict[str, Manifest] = {}
 
     def route(self, model: str) -> Route:
-        """The route of a model string as the catalogue stands now. Raises InvalidName, NotFound, ApiError (not served yet)."""
+        """The route of a model string as the catalogue stands now. Raises InvalidName, NotFound, UnsupportedMethod, ApiError (no head)."""
         catalog = self._store.catalog
         if catalog.n != self._routes_of:
             self._routes.clear()
@@ -62,17 +63,8 @@ class Router:
         return Route(model, digest, adapters, head, head_digest)
 
     def _members(self, block: Block) -> list[_Member]:
-        match block:
-            case Adapter(reference):
-                record = self._store.resolve(reference)
-                return [(record, self.manifest(record.digest))]
-            case Stack(children):
-                return [member for child in children for member in self._members(child)]
-            case _:
-                word = type(block).__name__.lower()
-                raise ApiError(
-                    400, "unsupported_composition", f"Compositions with {word}(...) are not served by this version; stack(...) is.", "model"
-                )
+        records = [self._store.resolve(reference) for reference in stacked(block)]
+        return [(record, self.manifest(record.digest)) for record in records]
 
     def _stack(self, member: _Member) -> tuple[str, ...]:
         """The digests of adapters that one package stands for: its own, or those of its composition."""
@@ -80,7 +72,7 @@ class Router:
         own = (record.digest,) if manifest.methods else ()
         if manifest.composition is None:
             return own
-        return tuple(digest for reference in _stacked(parse(manifest.composition).root) for digest in self._pinned(reference, own))
+        return tuple(digest for reference in stacked(parse(manifest.composition).root) for digest in self._pinned(reference, own))
 
     def _pinned(self, reference: Reference, own: tuple[str, ...]) -> tuple[str, ...]:
         if reference.name == "self":
@@ -102,17 +94,14 @@ class Router:
         return None, None
 
 
-def _stacked(block: Block | None) -> tuple[Reference, ...]:
+def stacked(block: Block | None) -> tuple[Reference, ...]:
+    """The members of a block that is a stack (or one adapter), first to last; raises UnsupportedMethod for other blocks."""
     match block:
         case None:
             return ()
         case Adapter(reference):
             return (reference,)
         case Stack(children):
-            return tuple(reference for child in children for reference in _stacked(child))
+            return tuple(reference for child in children for reference in stacked(child))
         case _:
-            raise ApiError(
-                400,
-                "unsupported_composition",
-                f"A package composed with {type(block).__name__.lower()}(...) is not served by this version.",
-            )
+            raise UnsupportedMethod(f"Compositions with {type(block).__name__.lower()}(...) are not served by this version; stack(...) is.")

@@ -47,3 +47,24 @@ def array(output: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
     values = np.array(output["data"], dtype=np.float32)
     assert list(values.shape) == output["shape"]
     return values
+
+
+def put(client: TestClient, name: str, data: bytes, **params: str) -> dict[str, Any]:
+    """Publishes a package file that must be taken."""
+    answer = client.put(f"/v1/adapters/{name}", content=data, params=params)
+    assert answer.status_code in (200, 201), answer.text
+    published: dict[str, Any] = answer.json()
+    return published
+
+
+def error(answer: Any, status: int, code: str) -> dict[str, Any]:
+    """The error of an answer in Turret's and OpenAI's envelope, checked: one sentence, one code."""
+    assert answer.status_code == status, answer.text
+    body = answer.json()
+    assert list(body) == ["error"]
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["code"] == code, body
+    assert body["error"]["message"]
+    assert "\n" not in body["error"]["message"]
+    fault: dict[str, Any] = body["error"]
+    return fault
