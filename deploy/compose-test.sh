@@ -57,7 +57,7 @@ predict() {
   python3 -c '
 import json, sys
 row = json.loads(sys.argv[1])["results"][0]
-print(row["digest"], *(f"{one[\"label\"]} {one[\"score\"]:.4f}" for one in row["output"]))' "${answer#* }"
+print(row["digest"], *("{label} {score:.4f}".format(**one) for one in row["output"]))' "${answer#* }"
 }
 
 # The engine

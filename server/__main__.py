@@ -35,7 +35,8 @@ class _Announcing(uvicorn.Server):
         if self.started:
             address = self.servers[0].sockets[0].getsockname()
             names = self.config.app.state.services.store.names()  # type: ignore[union-attr]
-            print(hint(f"http://{self.config.host}:{address[1]}", names), flush=True)
+            host = "127.0.0.1" if self.config.host in ("0.0.0.0", "::") else self.config.host
+            print(hint(f"http://{host}:{address[1]}", names), flush=True)
 
 
 def hint(url: str, names: list[str]) -> str:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 
 from adapter_store.catalog import Entry, VersionRecord
@@ -196,8 +196,8 @@ async def _form_files(request: Request) -> AsyncIterator[dict[str, Path]]:
         files: dict[str, Path] = {}
         try:
             form = await request.form(max_files=MAX_FILES, max_fields=8)
-        except MultiPartException as error:
-            raise ApiError(400, "invalid_form", f"The multipart body cannot be read: {error.message}") from error
+        except HTTPException as error:  # what Starlette makes of a MultiPartException
+            raise ApiError(400, "invalid_form", f"The multipart body cannot be read: {error.detail}") from error
         async with _closing(form):
             for _, part in form.multi_items():
                 if isinstance(part, UploadFile):

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from server.api.predict import Input, as_text, is_batch
-from server.api.wire import json_response, raise_first_error, services, timing_headers, while_connected
+from server.api.wire import count_rows, json_response, raise_first_error, services, timing_headers, while_connected
 from server.core import Route
 from server.errors import ApiError
 from server.inference import Ask, Parameters
@@ -50,6 +50,7 @@ async def run_model(request: Request, model: str, body: HubRequest) -> Response:
     output = "decoded" if route.head is not None else "embedding"
     asks = [Ask(model, as_text(value, parameters), parameters, output) for value in inputs]  # type: ignore[arg-type]
     answers, timing = await while_connected(request, app.inference.answer(asks))
+    count_rows(app, answers)
     raise_first_error(answers)
     values = [answer.value for answer in answers]
     nested = batch or task_of(route) != "token-classification"

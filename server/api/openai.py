@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from adapter_store.catalog import VersionRecord
 from adapter_store.names import Reference
-from server.api.wire import json_response, raise_first_error, services, timing_headers, while_connected
+from server.api.wire import count_rows, json_response, raise_first_error, services, timing_headers, while_connected
 from server.core import Array, Pooling
 from server.errors import ApiError
 from server.inference import Ask, Parameters
@@ -54,6 +54,7 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
     answers, timing = await while_connected(
         request, app.inference.answer([Ask(body.model, text, parameters, "embedding") for text in texts])
     )
+    count_rows(app, answers)
     raise_first_error(answers)
     tokens = sum(answer.tokens for answer in answers)
     data = [

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
-from server.api.wire import json_response, services, timing_headers, while_connected
+from server.api.wire import count_rows, json_response, services, timing_headers, while_connected
 from server.errors import ApiError, detail
 from server.inference import Answer, Ask, AskedOutput, Parameters, Timing
 from server.tasks.decode import raw
@@ -78,7 +78,7 @@ class PredictRequest(BaseModel):
 
 
 def is_batch(inputs: Any) -> bool:
-    return isinstance(inputs, list) and not isinstance(inputs[0], int)
+    return isinstance(inputs, list) and not (inputs and isinstance(inputs[0], int))
 
 
 def as_text(value: Input, parameters: Parameters) -> Text:
@@ -102,11 +102,10 @@ async def predict(request: Request, body: PredictRequest) -> Response:
             422, "too_many_rows", f"The request has {len(asks)} rows and the limit is {app.settings.max_rows}: send fewer at a time."
         )
     answers, timing = await while_connected(request, app.inference.answer(asks))
+    count_rows(app, answers)
     if body.single and answers[0].error is not None:
         raise answers[0].error
     results = [_result(ask, answer) for ask, answer in zip(asks, answers, strict=True)]
-    for answer in answers:
-        app.metrics.rows.labels(answer.route.model if answer.route else "unknown", "error" if answer.error else "ok").inc()
     return json_response({"results": results, "timing": _timing(timing)}, headers=timing_headers(answers, timing))
 
 

@@ -68,6 +68,12 @@ def timing_headers(answers: list[Answer], timing: Timing) -> dict[str, str]:
     return headers
 
 
+def count_rows(app: Services, answers: list[Answer]) -> None:
+    """Counts the rows of a request by model and outcome, whatever the convention."""
+    for answer in answers:
+        app.metrics.rows.labels(answer.route.model if answer.route else "unknown", "error" if answer.error else "ok").inc()
+
+
 def raise_first_error(answers: list[Answer]) -> None:
     """Raises the first row's error: for conventions whose answers have no place for the error of one row."""
     for answer in answers:

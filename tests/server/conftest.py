@@ -1,6 +1,7 @@
 """Settings come from the tests alone; one app on a tiny backbone that most tests of the wire share."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,3 +42,21 @@ def client(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         put(client, "acme/mood", tiny.adapter(kinds["channel"], tiny.classifier("glad", "sad"), 7))
         put(client, "vectors", tiny.adapter(kinds["pfeiffer"], Head(type="embedding", layers=0, pooling="cls", normalize=True), 8))
         yield client
+
+
+@pytest.fixture(scope="session")
+def empty(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    with serving(backbone, tmp_path_factory.mktemp("empty"), max_upload_bytes=MAX_UPLOAD) as client:
+        yield client
+
+
+@pytest.fixture
+def _nothing_left(empty: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """After the test: no name, no blob, no commit, no temporary file, and the server ready."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    yield
+    store = Path(empty.app.state.services.settings.store)
+    assert [path for path in store.rglob("*") if path.is_file()] == []
+    assert list(tmp_path.iterdir()) == []
+    assert empty.get("/v1/adapters").json() == {"adapters": [], "next_cursor": None}
+    assert empty.get("/readyz").status_code == 200

@@ -1,0 +1,224 @@
+"""What surrounds every route: the list of routes, errors nobody handles, request ids, timing, health, metrics, the documents."""
+
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from conftest import MAX_BODY
+from harness import error, put, serving
+from starlette.testclient import TestClient
+
+# Every route that the app answers. A new one is added here and tested beside its own kind.
+ROUTES = {
+    "DELETE /v1/adapters/{name:path}",
+    "DELETE /v1/adapters/{name:path}/versions/{version}",
+    "GET /docs",
+    "GET /docs/oauth2-redirect",
+    "GET /healthz",
+    "GET /metrics",
+    "GET /models/{model:path}",
+    "GET /models/{model:path}/health",
+    "GET /openapi.json",
+    "GET /readyz",
+    "GET /v1/adapters",
+    "GET /v1/adapters/{name:path}",
+    "GET /v1/adapters/{name:path}/versions/{version}/package",
+    "GET /v1/models",
+    "GET /v1/models/{model:path}",
+    "POST /models/{model:path}",
+    "POST /v1/embeddings",
+    "POST /v1/predict",
+    "PUT /v1/adapters/{name:path}",
+    "PUT /v1/adapters/{name:path}/aliases/{alias}",
+}
+
+BODY = {"model": "spam", "inputs": "t1 t2"}
+
+
+def routes(of: Any) -> Iterator[str]:
+    """The routes of an app or router, those of included routers too."""
+    for route in of.routes:
+        if hasattr(route, "original_router"):
+            yield from routes(route.original_router)
+        else:
+            yield from (f"{method} {route.path}" for method in route.methods - {"HEAD"})
+
+
+def test_every_route_is_known(client: TestClient) -> None:
+    assert set(routes(client.app)) == ROUTES
+
+
+def test_the_documents_name_every_route(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    documented = {f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods}
+    own = {re.sub(r":path", "", route) for route in ROUTES if not re.search(r"/docs|/openapi", route)}
+    assert documented == own
+    for methods in document["paths"].values():
+        assert all(operation["summary"] and operation["description"] for operation in methods.values())
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assert "text/html" in page.headers["content-type"]
+    assert client.get("/redoc").status_code == 404
+
+
+# Faults that no handler sees
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/v1/nothing", 404),
+        ("POST", "/predict", 404),
+        ("GET", "/v1/predict", 405),
+        ("DELETE", "/v1/embeddings", 405),
+        ("POST", "/healthz", 405),
+        ("POST", "/v1/adapters/spam", 405),
+        ("PATCH", "/v1/adapters/spam", 405),
+    ],
+)
+def test_no_such_route(client: TestClient, method: str, path: str, status: int) -> None:
+    fault = error(client.request(method, path), status, "not_found" if status == 404 else "http_error")
+    assert path in fault["message"]
+
+
+def test_a_fault_of_the_server_gives_nothing_away(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> None:
+        raise RuntimeError("secret")
+
+    for query in ("entries", "refresh"):
+        monkeypatch.setattr(type(client.app.state.services.store), query, broken)
+    fault = error(client.get("/v1/models"), 500, "internal_error")
+    assert "secret" not in fault["message"]
+    assert fault["type"] == "server_error"
+    error(client.get("/readyz"), 503, "store_unreachable")
+
+
+def test_limits_are_the_same_for_every_route(client: TestClient) -> None:
+    for path in ("/v1/predict", "/v1/embeddings"):
+        error(client.post(path, content=b" " * (MAX_BODY + 1)), 413, "body_too_large")
+    assert client.post("/models/spam", content=b" " * (MAX_BODY + 1)).status_code == 413
+    error(client.put("/v1/adapters/spam/aliases/prod", content=b" " * (MAX_BODY + 1)), 413, "body_too_large")
+    error(client.request("DELETE", "/v1/adapters/spam", content=b" " * (MAX_BODY + 1)), 413, "body_too_large")
+
+
+def test_the_queue_is_full(backbone: Path, tmp_path: Path) -> None:
+    """429 with Retry-After in every convention, while the engine is held up; and service again afterwards."""
+    with serving(backbone, tmp_path / "store", max_queue_tokens=4) as client:
+        put(client, "spam", tiny.adapter(tiny.KINDS["pfeiffer"], tiny.classifier("a", "b")))
+        assert client.post("/v1/predict", json=BODY).status_code == 200
+        held = threading.Event()
+        scheduler = client.app.state.services.scheduler
+        client.portal.start_task_soon(scheduler.call, held.wait)
+        waiting = threading.Thread(target=lambda: answers.append(client.post("/v1/predict", json={**BODY, "inputs": "t1 t2 t3"})))
+        answers: list[Any] = []
+        try:
+            waiting.start()
+            while not scheduler.queued_tokens:
+                threading.Event().wait(0.01)
+            for path, body in (
+                ("/v1/predict", BODY),
+                ("/v1/embeddings", {"model": "base", "input": "t1 t2"}),
+                ("/models/spam", {"inputs": "t1 t2"}),
+            ):
+                refused = client.post(path, json=body)
+                assert refused.status_code == 429
+                assert int(refused.headers["retry-after"]) >= 1
+        finally:
+            held.set()
+            waiting.join(10)
+        assert [answer.status_code for answer in answers] == [200]
+        assert client.post("/v1/predict", json=BODY).status_code == 200
+
+
+# Headers
+
+
+def test_a_request_id_is_echoed_or_made(client: TestClient) -> None:
+    for path in ("/healthz", "/nowhere", "/v1/adapters/nobody"):
+        assert client.get(path, headers={"x-request-id": "abc-123"}).headers.get_list("x-request-id") == ["abc-123"]
+    made = {client.get("/healthz").headers["x-request-id"] for _ in range(3)}
+    assert len(made) == 3
+    for unfit in ("x" * 129, "with space", ""):
+        given = client.get("/healthz", headers={"x-request-id": unfit}).headers["x-request-id"]
+        assert re.fullmatch(r"[0-9a-f]{32}", given)
+    refused = client.post("/v1/predict", content=b" " * (MAX_BODY + 1), headers={"x-request-id": "big"})
+    assert refused.headers["x-request-id"] == "big"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/predict", BODY), ("/models/spam", {"inputs": "t1 t2"}), ("/v1/embeddings", {"model": "spam", "input": "t1 t2"})],
+)
+def test_timing_and_model_headers(client: TestClient, path: str, body: dict[str, Any]) -> None:
+    headers = client.post(path, json=body).headers
+    assert headers["x-turret-model"] == "spam@2"
+    assert headers["x-turret-digest"].startswith("sha256:")
+    assert headers["x-compute-tokens"] == "2"
+    for name in ("x-total-time", "x-tokenization-time", "x-queue-time", "x-inference-time"):
+        assert 0 <= int(headers[name]) < 60_000
+
+
+# Health and metrics
+
+
+def test_health(client: TestClient) -> None:
+    assert client.get("/healthz").json() == {"status": "ok"}
+    ready = client.get("/readyz").json()
+    assert (ready["status"], ready["backbone"]) == ("ready", "tiny-bert")
+    assert ready["adapters"] == len(client.get("/v1/adapters").json()["adapters"])
+
+
+def test_not_ready_without_the_engine(backbone: Path, tmp_path: Path) -> None:
+    with serving(backbone, tmp_path / "store") as client:
+        client.app.state.services.scheduler.stop()
+        error(client.get("/readyz"), 503, "engine_down")
+        error(client.post("/v1/embeddings", json={"model": "base", "input": "t1"}), 503, "shutting_down")
+        assert client.get("/healthz").status_code == 200
+
+
+def test_metrics_count_and_name_no_adapter_in_paths(client: TestClient) -> None:
+    registry = client.app.state.services.metrics.registry
+    labels = {"model": "topic@1", "outcome": "ok"}
+    before = registry.get_sample_value("turret_rows_total", labels) or 0
+    client.post("/v1/predict", json={"model": "topic", "inputs": ["t1", "t2"]})
+    assert registry.get_sample_value("turret_rows_total", labels) == before + 2
+    client.get("/v1/adapters/spam")
+    client.get("/some/unknown/path")
+    text = client.get("/metrics").text
+    assert 'turret_requests_total{method="GET",path="/v1/adapters/{name:path}",status="200"}' in text
+    assert "/some/unknown/path" not in text
+    assert 'path="/v1/adapters/spam' not in text
+    for name in (
+        "turret_batch_tokens_bucket",
+        "turret_queued_tokens",
+        "turret_resident_packages",
+        "turret_resident_bytes",
+        "turret_request_seconds_sum",
+    ):
+        assert f"\n{name}" in text
+
+
+def test_other_conventions_count_too(client: TestClient) -> None:
+    registry = client.app.state.services.metrics.registry
+    labels = {"model": "acme/mood@1", "outcome": "ok"}
+    before = registry.get_sample_value("turret_rows_total", labels) or 0
+    client.post("/models/acme/mood", json={"inputs": "t1"})
+    client.post("/v1/embeddings", json={"model": "acme/mood", "input": "t1"})
+    assert registry.get_sample_value("turret_rows_total", labels) == before + 2
+    failed = {"model": "acme/mood@1", "outcome": "error"}
+    for path, body in (("/v1/predict", {"model": "acme/mood", "inputs": ""}), ("/models/acme/mood", {"inputs": ""})):
+        assert client.post(path, json=body).status_code == 422
+    assert registry.get_sample_value("turret_rows_total", failed) == 2
+
+
+def test_two_apps_share_nothing(backbone: Path, tmp_path: Path) -> None:
+    with serving(backbone, tmp_path / "one") as one, serving(backbone, tmp_path / "two") as two:
+        put(one, "mine", tiny.adapter(tiny.KINDS["pfeiffer"], tiny.classifier("a", "b")))
+        assert one.post("/v1/predict", json={"model": "mine", "inputs": "t1"}).status_code == 200
+        error(two.post("/v1/predict", json={"model": "mine", "inputs": "t1"}), 404, "model_not_found")
+        assert "mine@1" not in two.get("/metrics").text
