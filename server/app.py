@@ -114,8 +114,6 @@ async def _on_error(request: Request, error: Exception) -> Response:
     """Any error in the envelope of the called convention."""
     if isinstance(error, Disconnected | ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    if isinstance(error, HTTPException) and isinstance(error.__cause__, ApiError):
-        error = error.__cause__  # FastAPI wraps what reading the body raised, such as the limit of a body sent in chunks
     if isinstance(error, RequestValidationError):
         shown = _validation_error(error)
     elif isinstance(error.__cause__, ApiError):  # FastAPI wraps what reading the body raised

@@ -46,6 +46,8 @@ class Residency:
                 held.append(digest)
                 if entry.loaded is None:
                     entry.loaded = asyncio.ensure_future(self._bring(digest, entry))
+                    entry.users += 1  # the load itself, so that what is on its way is neither dropped nor forgotten
+                    entry.loaded.add_done_callback(lambda _, digest=digest: self.release([digest]))  # type: ignore[misc]
                 if not entry.loaded.done():
                     await asyncio.shield(entry.loaded)
                 else:

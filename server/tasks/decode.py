@@ -49,9 +49,7 @@ def tag(
         return [entity for entity in named if entity["entity"] not in ignore_labels]
     entities = tokens if aggregation == "simple" else [_word(word, aggregation) for word in _words(tokens)]
     groups = _groups([(head.labels[int(entity["scores"].argmax())], entity) for entity in entities])
-    return [
-        group for group in (_group(tag_name, members, text) for tag_name, members in groups) if group["entity_group"] not in ignore_labels
-    ]
+    return [group for group in (_group(label, members, text) for label, members in groups) if group["entity_group"] not in ignore_labels]
 
 
 def _tokens(logits: Array, text: str, encoded: Encoded) -> list[dict[str, Any]]:
@@ -112,18 +110,20 @@ def _bio(label: str) -> tuple[str, str]:
 
 
 def _groups(labelled: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Runs of one entity; a B- tag begins a new one. The score of a member is that of its own best label."""
+    """Runs of one entity with the label of their first member; a B- tag begins a new one."""
     groups: list[tuple[str, list[dict[str, Any]]]] = []
     for label, entity in labelled:
         prefix, name = _bio(label)
-        if groups and prefix != "B" and groups[-1][0] == name:
+        if groups and prefix != "B" and _bio(groups[-1][0])[1] == name:
             groups[-1][1].append(entity)
         else:
-            groups.append((name, [entity]))
+            groups.append((label, [entity]))
     return groups
 
 
-def _group(name: str, members: list[dict[str, Any]], text: str) -> dict[str, Any]:
+def _group(label: str, members: list[dict[str, Any]], text: str) -> dict[str, Any]:
+    """One entity: what follows the first hyphen of its label, and the mean of its members' own best scores."""
+    name = label.split("-", 1)[-1]
     start, end = members[0]["start"], members[-1]["end"]
     score = float(np.mean([float(member["scores"].max()) for member in members]))
     return {"entity_group": name, "score": score, "word": text[start:end], "start": start, "end": end}
