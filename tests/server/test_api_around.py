@@ -1,5 +1,7 @@
 """What surrounds every route: the list of routes, errors nobody handles, request ids, timing, health, metrics, the documents."""
 
+import asyncio
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -133,6 +135,41 @@ def test_the_queue_is_full(backbone: Path, tmp_path: Path) -> None:
             waiting.join(10)
         assert [answer.status_code for answer in answers] == [200]
         assert client.post("/v1/predict", json=BODY).status_code == 200
+
+
+def test_the_work_of_a_client_that_hangs_up_is_dropped(client: TestClient) -> None:
+    """It hangs up while its rows wait: the answer is 499 to nobody, the rows never run, and its adapter can be deleted."""
+    put(client, "left", tiny.adapter(tiny.KINDS["pfeiffer"], tiny.classifier("a", "b"), 90))
+    body = {"model": "left", "inputs": "t1"}
+    assert client.post("/v1/predict", json=body).status_code == 200
+    services = client.app.state.services
+    held, statuses, received = threading.Event(), list[int](), list[str]()
+
+    async def receive() -> dict[str, Any]:
+        received.append("")
+        if len(received) == 1:
+            return {"type": "http.request", "body": json.dumps(body).encode()}
+        for _ in range(500):
+            if services.scheduler.queued_tokens:
+                break
+            await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        statuses.append(message.get("status", 0))
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "raw_path": b"/v1/predict", "query_string": b"", "headers": headers}
+    rows = services.metrics.registry.get_sample_value("turret_batch_rows_sum")
+    try:
+        client.portal.start_task_soon(services.scheduler.call, held.wait)
+        client.portal.call(client.app, {**scope, "app": client.app}, receive, send)
+    finally:
+        held.set()
+    assert statuses[0] == 499
+    assert client.delete("/v1/adapters/left").status_code == 200
+    assert client.post("/v1/predict", json=BODY).status_code == 200
+    assert services.metrics.registry.get_sample_value("turret_batch_rows_sum") == rows + 1
 
 
 # Headers
