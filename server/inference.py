@@ -49,6 +49,7 @@ class Answer:
     """One row's answer, or its error. `value` is the decoded answer or, for the raw outputs, an array."""
 
     route: Route | None = None
+    readout: Readout | None = None
     value: Any = None
     tokens: int = 0
     truncated: bool = False
@@ -82,11 +83,11 @@ class Inference:
         encoded = await self._encode([ask.text for ask in asks])
         timing = Timing(tokenization=time.perf_counter() - began)
         rows: dict[int, Sequence] = {}
-        for i, (ask, answer, tokens) in enumerate(zip(asks, answers, encoded, strict=True)):
+        for i, (answer, tokens) in enumerate(zip(answers, encoded, strict=True)):
             answer.error = answer.error or (tokens if isinstance(tokens, ApiError) else None)
-            if answer.error is None and answer.route is not None and isinstance(tokens, Encoded):
+            if answer.error is None and answer.route and answer.readout and isinstance(tokens, Encoded):
                 answer.tokens, answer.truncated = len(tokens.input_ids), tokens.truncated
-                rows[i] = Sequence(answer.route, tokens.input_ids, tokens.type_ids, readout(answer.route, ask))
+                rows[i] = Sequence(answer.route, tokens.input_ids, tokens.type_ids, answer.readout)
         for i, output in (await self._run(rows, answers, timing)).items():
             tokens = encoded[i]
             assert isinstance(tokens, Encoded)
@@ -97,10 +98,9 @@ class Inference:
     def _routed(self, ask: Ask) -> Answer:
         try:
             route = self.router.route(ask.model)
-            readout(route, ask)
+            return Answer(route, readout(route, ask))
         except Exception as error:
             return Answer(error=as_api_error(error))
-        return Answer(route)
 
     async def _encode(self, texts: list[Text]) -> list[Encoded | ApiError]:
         """Each distinct text once; a fan-out asks the same text many times."""

@@ -55,17 +55,13 @@ def tag(
 def _tokens(logits: Array, text: str, encoded: Encoded) -> list[dict[str, Any]]:
     encoding = encoded.encoding
     assert encoding is not None
-    scores = softmax(logits)
-    tokens = []
-    for i, (start, end) in enumerate(encoding.offsets):
-        if encoding.special_tokens_mask[i] or encoding.type_ids[i] or encoding.sequence_ids[i] != 0:
-            continue
-        token = encoding.tokens[i]
-        word = encoding.word_ids[i]
-        tokens.append(
-            {"scores": scores[i], "index": i, "token": token, "word_id": word, "start": start, "end": end, "text": text[start:end]}
-        )
-    return tokens
+    # Each attribute of an Encoding builds a whole list, so every one is read once.
+    columns = zip(encoding.tokens, encoding.offsets, encoding.word_ids, encoding.sequence_ids, softmax(logits), strict=True)
+    return [
+        {"scores": scores, "index": i, "token": token, "word_id": word, "start": start, "end": end}
+        for i, (token, (start, end), word, sequence, scores) in enumerate(columns)
+        if sequence == 0  # special tokens belong to no sequence
+    ]
 
 
 def _per_token(head: Head, token: dict[str, Any]) -> dict[str, Any]:
