@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from adapter_store.errors import InvalidName
 from adapter_store.names import Reference, parse_reference, shown
 
-MAX_LENGTH = 2048
+MAX_LENGTH = 8192
 MAX_DEPTH = 8
+MAX_CHANNELS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,38 @@ def references(block: Block | None) -> Iterator[Reference]:
         case Stack(children) | Average(children, _) | Parallel(children):
             for child in children:
                 yield from references(child)
+
+
+def walk(block: Block | None) -> Iterator[Block]:
+    """A block and all blocks inside it, outermost first."""
+    if block is None:
+        return
+    yield block
+    if not isinstance(block, Adapter):
+        for child in block.children:
+            yield from walk(child)
+
+
+def channels(block: Block) -> list[Block]:
+    """The blocks that a block with `parallel(...)` in it stands for, each answering by itself; the block alone if it has none.
+
+    A parallel inside a stack is that stack once for each of its children, as the `adapters` library means it. Raises InvalidName for
+    a parallel inside a fuse or an average, which have one output.
+    """
+    match block:
+        case Parallel(children):
+            return [channel for child in children for channel in channels(child)]
+        case Stack(children):
+            stacks: list[tuple[Block, ...]] = [()]
+            for child in children:
+                stacks = [(*before, channel) for before in stacks for channel in channels(child)]
+                if len(stacks) > MAX_CHANNELS:
+                    raise InvalidName(f"The model string stands for more than {MAX_CHANNELS} answers.")
+            return [Stack(stack) for stack in stacks]
+        case Fuse() | Average() if any(isinstance(inner, Parallel) for inner in walk(block)):
+            raise InvalidName(f"{type(block).__name__.lower()}(...) has one output and cannot hold parallel(...).")
+        case _:
+            return [block]
 
 
 def format_block(block: Block) -> str:

@@ -94,12 +94,19 @@ def read_manifest(path: Path) -> Manifest:
 def check_backbone(manifest: Manifest, backbone: Backbone) -> None:
     """Raises WrongBackbone unless the package was made for `backbone`: equal type and dimensions, and fingerprints if both are known."""
     made_for = manifest.backbone
-    for field, word in (("model_type", "model type"), ("hidden_size", "hidden size"), ("num_layers", "number of layers")):
+    fields = {"model_type": "model type", "hidden_size": "hidden size", "num_layers": "number of layers", "embeddings": "embedding size"}
+    for field, word in fields.items():
         wanted, here = getattr(made_for, field), getattr(backbone, field)
         if wanted != here:
             raise WrongBackbone(
                 f"The package was made for a backbone with the {word} {shown(str(wanted))}, but the backbone{_named(backbone)} "
                 f"it is checked against has {shown(str(here))}."
+            )
+    for name, dimensions in made_for.linears.items():
+        if backbone.linears.get(name, dimensions) != dimensions:
+            raise WrongBackbone(
+                f"The package was made for a backbone whose '{name}' goes from {dimensions[0]} to {dimensions[1]}, but that of the "
+                f"backbone{_named(backbone)} goes from {backbone.linears[name][0]} to {backbone.linears[name][1]}."
             )
     if made_for.fingerprint and backbone.fingerprint and made_for.fingerprint != backbone.fingerprint:
         raise WrongBackbone(
@@ -172,9 +179,9 @@ def _check_shape_law(manifest: Manifest, shapes: Mapping[str, Shape]) -> None:
     """The tensors must be exactly those that the manifest promises."""
     try:
         # A law is only worked out where the file can hold what it demands, so a boastful manifest costs nothing.
-        least = sum(len(method.layers(manifest.backbone.num_layers)) for method in manifest.methods.values())
+        least = sum(method.least(manifest.backbone) for method in manifest.methods.values())
         if least > len(shapes):
-            raise InvalidPackage(f"The manifest promises adapters at {least} layers, but the package holds only {len(shapes)} tensors.")
+            raise InvalidPackage(f"The manifest promises at least {least} tensors, but the package holds only {len(shapes)}.")
         expected = manifest.tensors()
     except ValueError as error:
         raise InvalidPackage(f"The manifest does not hold together: {error}.") from None

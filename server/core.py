@@ -1,5 +1,6 @@
 """The nouns that a request is made of on its way through the server. Plain values: no torch, no HTTP, no IO."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,21 +12,74 @@ from adapter_store.manifest import Head
 Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
-Output = Literal["logits", "hidden", "embedding"]
+# Named arrays of one row: what they are is said by `Readout`.
+Outputs = Mapping[str, Array]
+
+Output = Literal["logits", "hidden", "encoder_hidden", "embedding"]
 Pooling = Literal["mean", "cls"]
 
 
 @dataclass(frozen=True, slots=True)
+class Use:
+    """One package's own adapter (all its parts but a fusion), by digest."""
+
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Setups one after the other."""
+
+    children: tuple["Setup", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Average:
+    """The weighted mean of the children's outputs; weights sum to 1."""
+
+    children: tuple["Setup", ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fuse:
+    """AdapterFusion of the children with the fusion weights of one package, by digest."""
+
+    fusion: str
+    children: tuple["Setup", ...]
+
+
+# A composition resolved: what acts on a row, pinned. Equal setups compute the same.
+Setup = Use | Stack | Average | Fuse
+
+
+def setup_digests(setup: Setup | None) -> Iterator[str]:
+    """Every package of a setup, members before their fusion, first to last."""
+    match setup:
+        case None:
+            return
+        case Use(digest):
+            yield digest
+        case Fuse(fusion, children):
+            for child in children:
+                yield from setup_digests(child)
+            yield fusion
+        case Stack(children) | Average(children, _):
+            for child in children:
+                yield from setup_digests(child)
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
-    """A model string resolved at admission: pinned digests, in the order in which they act, and the head.
+    """A model string resolved at admission: the pinned setup that acts (None: the bare backbone) and the head.
 
     `model` is what the answer says it came from (`spam@4`); `digest` the package that was named (None for a composition or
-    the bare backbone). `adapters` are the digests of the stack; `head_digest` the package whose head reads it out.
+    the bare backbone). `head_digest` is the package whose head reads it out; None with a head is the backbone's own.
     """
 
     model: str
     digest: str | None = None
-    adapters: tuple[str, ...] = ()
+    setup: Setup | None = None
     head: Head | None = None
     head_digest: str | None = None
 
@@ -33,7 +87,7 @@ class Route:
     def digests(self) -> tuple[str, ...]:
         """Every package that must be resident for this route."""
         heads = () if self.head_digest is None else (self.head_digest,)
-        return tuple(dict.fromkeys(self.adapters + heads))
+        return tuple(dict.fromkeys((*setup_digests(self.setup), *heads)))
 
     @property
     def task(self) -> str | None:
@@ -43,29 +97,41 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Readout:
-    """What is read from a row's last hidden state.
+    """What is read from a row, as named arrays (`Outputs`).
 
-    logits: the head's raw output, [labels] or [tokens, labels]; hidden: [tokens, hidden];
-    embedding: [hidden], pooled over the row's tokens and, if `normalize`, of length 1.
+    logits: the head's raw output: "logits" [labels], [tokens, labels] for tagging, [tokens, vocabulary] for language models (only
+    the tokens at `positions` where given), [1] for one choice; "start" and "end" [tokens] for question answering; "arcs"
+    [words, words + 1] and "relations" [words, words + 1, labels] for dependency parsing.
+    hidden: "hidden" [tokens, H], the last hidden state (of an encoder-decoder: the decoder's where the row has decoder tokens);
+    encoder_hidden: "hidden" of the encoder. embedding: "embedding" [H], pooled over the row's tokens and, if `normalize`, of length 1.
+    explain: adds what each fusion attended to, "attention.{layer}.{site}.{n}" [tokens, members], n counting the fusions of a site.
     """
 
     output: Output = "logits"
     pooling: Pooling = "mean"
     normalize: bool = True
+    positions: tuple[int, ...] | None = None
+    explain: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sequence:
-    """One tokenized input on one route: `input_ids` and `type_ids` are int64 [tokens]."""
+    """One tokenized input on one route: `input_ids` and `type_ids` are int64 [tokens], `decoder_ids` int64 [decoder tokens].
+
+    word_starts: for dependency parsing, the first token of each word and, last, the token after the last word.
+    """
 
     route: Route
     input_ids: Ints
     type_ids: Ints
     readout: Readout = Readout()
+    decoder_ids: Ints | None = None
+    word_starts: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
-        return len(self.input_ids)
+        """Tokens of the row, a decoder's included."""
+        return len(self.input_ids) + (0 if self.decoder_ids is None else len(self.decoder_ids))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +145,8 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        return len(self.input_ids)
+        """Tokens of all rows, a decoder's included."""
+        return sum(row.tokens for row in self.rows)
 
 
 def pack(rows: "list[Sequence] | tuple[Sequence, ...]") -> tuple[Batch, list[int]]:
@@ -88,10 +155,11 @@ def pack(rows: "list[Sequence] | tuple[Sequence, ...]") -> tuple[Batch, list[int
     Equal lengths stand together, so that attention is one call per length on plain views; within a length equal
     routes stand together, so that an adapter is one product per run.
     """
-    order = sorted(range(len(rows)), key=lambda i: (rows[i].tokens, rows[i].route.adapters))
+    rank = {setup: number for number, setup in enumerate(dict.fromkeys(row.route.setup for row in rows))}
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), rank[rows[i].route.setup]))
     packed = tuple(rows[i] for i in order)
     cu_seqlens = np.zeros(len(packed) + 1, dtype=np.int64)
-    np.cumsum([row.tokens for row in packed], out=cu_seqlens[1:])
+    np.cumsum([len(row.input_ids) for row in packed], out=cu_seqlens[1:])
     batch = Batch(
         rows=packed,
         input_ids=np.concatenate([row.input_ids for row in packed]),

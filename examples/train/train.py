@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,95 +25,50 @@ import numpy as np
 import oos
 import probe
 import torch
-from adapters import AutoAdapterModel, DoubleSeqBnConfig, ParBnConfig, SeqBnConfig
+from adapters import BnConfig, CompacterPlusPlusConfig, DoubleSeqBnConfig, ParBnConfig, SeqBnConfig
 from data import TASKS, Corpus, Sources, backbone_folder
 from encoding import Row, batches, collate, encode, load_tokenizer
-from torch import Tensor
-from torch.nn import functional
-from transformers import get_linear_schedule_with_warmup
+from loop import BACKBONE, MAX_TOKENS, Training, add_head, fit, frozen_backbone, learnable, predict, values
+from members import add_published
 
-BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
-MAX_TOKENS = 512
-IGNORED = -100  # the target of positions that carry no tag
-KINDS = {"seq_bn": SeqBnConfig, "double_seq_bn": DoubleSeqBnConfig, "par_bn": ParBnConfig}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    kind: str
-    reduction_factor: int
-    learning_rate: float
-    epochs: int
-    batch_size: int = 32
-    dropout: float = 0.1
-    warmup: float = 0.1  # share of the steps
-    weight_decay: float = 0.01
-    train_tokens: int = 128  # longer training texts are cut here
-    seed: int = 1
-
-
-RECIPES = {
-    "clinc150": Recipe("double_seq_bn", 24, 1e-3, 8, dropout=0.2),
-    "sms-spam": Recipe("double_seq_bn", 24, 1e-3, 4, dropout=0.2),
-    "prompt-injection": Recipe("seq_bn", 16, 1e-3, 4),
-    "wnut17-ner": Recipe("double_seq_bn", 24, 1e-3, 6),
-    "sentiment-intensity": Recipe("par_bn", 16, 1e-3, 8),
+KINDS = {
+    "seq_bn": SeqBnConfig,
+    "double_seq_bn": DoubleSeqBnConfig,
+    "par_bn": ParBnConfig,
+    "compacter++": CompacterPlusPlusConfig,
 }
 
 
+@dataclass(frozen=True)
+class Recipe(Training):
+    kind: str
+    reduction_factor: int
+    phm_dim: int = 0  # of Compacter++: the n of its n x n rules; 0 elsewhere
+    phm_rank: int = 0  # of Compacter++: the rank of its factors; 0 elsewhere
+
+    def config(self) -> BnConfig:
+        phm = {name: value for name in ("phm_dim", "phm_rank") if (value := getattr(self, name))}
+        return KINDS[self.kind](reduction_factor=self.reduction_factor, **phm)
+
+
+RECIPES = {
+    "clinc150": Recipe("double_seq_bn", 24, learning_rate=1e-3, epochs=8, dropout=0.2),
+    "clinc150-compacter": Recipe("compacter++", 16, phm_dim=4, phm_rank=1, learning_rate=3e-3, epochs=12),
+    "sms-spam": Recipe("double_seq_bn", 24, learning_rate=1e-3, epochs=4, dropout=0.2),
+    "prompt-injection": Recipe("seq_bn", 16, learning_rate=1e-3, epochs=4),
+    "wnut17-ner": Recipe("double_seq_bn", 24, learning_rate=1e-3, epochs=6),
+    "sentiment-intensity": Recipe("par_bn", 16, learning_rate=1e-3, epochs=8),
+    "question-type": Recipe("seq_bn", 16, learning_rate=1e-3, epochs=20),  # what fuse.py compares its fusion with
+}
+RIVALS = {"clinc150-compacter": ("clinc150", "Houlsby (`clinc150`)")}  # a published adapter for the same task
+
+
 def build_model(backbone: Path, task: str, corpus: Corpus, recipe: Recipe) -> torch.nn.Module:
-    model = AutoAdapterModel.from_pretrained(
-        backbone, hidden_dropout_prob=recipe.dropout, attention_probs_dropout_prob=0.0, attn_implementation="sdpa"
-    )
-    model.config._name_or_path = model.base_model.config._name_or_path = BACKBONE
-    model.add_adapter(task, config=KINDS[recipe.kind](reduction_factor=recipe.reduction_factor))
-    add_head = model.add_tagging_head if corpus.kind == "tagging" else model.add_classification_head
-    add_head(task, num_labels=len(corpus.labels), layers=1, id2label=dict(enumerate(corpus.labels)))
+    model = frozen_backbone(backbone, recipe)
+    model.add_adapter(task, config=recipe.config())
+    add_head(model, task, corpus)
     model.train_adapter(task)
     return model
-
-
-def loss_of(logits: Tensor, rows: list[Row], corpus: Corpus) -> Tensor:
-    if corpus.kind == "regression":
-        return functional.mse_loss(logits[:, 0], torch.tensor([row.gold for row in rows]))
-    index = {label: position for position, label in enumerate(corpus.labels)}
-    if corpus.kind == "classification":
-        return functional.cross_entropy(logits, torch.tensor([index[row.gold] for row in rows]))
-    target = torch.full(logits.shape[:2], IGNORED)
-    for at, row in enumerate(rows):
-        for position, tag in zip(row.first, row.gold, strict=True):
-            if 0 <= position < target.shape[1]:
-                target[at, position] = index[tag]
-    return functional.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORED)
-
-
-def fit(model: torch.nn.Module, train: list[Row], validation: list[Row], corpus: Corpus, recipe: Recipe) -> list[float]:
-    """Trains in place; returns the validation score after each epoch."""
-    rng = random.Random(recipe.seed)
-    learnable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learnable, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    steps = recipe.epochs * -(-len(train) // recipe.batch_size)
-    schedule = get_linear_schedule_with_warmup(optimizer, round(recipe.warmup * steps), steps)
-    history = []
-    for epoch in range(recipe.epochs):
-        began, total = time.monotonic(), 0.0
-        model.train()
-        for indices in batches(train, recipe.batch_size, rng):
-            rows = [train[index] for index in indices]
-            ids, mask = collate(rows)
-            loss = loss_of(model(ids, attention_mask=mask).logits, rows, corpus)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(learnable, 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            total += loss.item() * len(rows)
-        guess = values(corpus.kind, predict(model, validation, corpus))
-        scores = metrics.score(corpus.kind, [row.gold for row in validation], guess)
-        history.append(scores[metrics.MAIN[corpus.kind]])
-        seconds = time.monotonic() - began
-        print(f"epoch {epoch + 1} loss {total / len(train):.4f} validation {scores} {seconds:.0f} s", flush=True)
-    return history
 
 
 @torch.inference_mode()
@@ -132,48 +86,57 @@ def set_threshold(model: torch.nn.Module, task: str, validation: list[Row], corp
     return shift
 
 
-@torch.inference_mode()
-def predict(model: torch.nn.Module, rows: list[Row], corpus: Corpus) -> list[dict[str, Any]]:
-    """Per row {"label", "score"}: the tags of the words for tagging, the raw value as score for a regression."""
-    model.eval()
-    answers: list[dict[str, Any]] = [{} for _ in rows]
-    for indices in batches(rows, 32, None):
-        ids, mask = collate([rows[index] for index in indices])
-        for index, logits in zip(indices, model(ids, attention_mask=mask).logits, strict=True):
-            if corpus.kind == "regression":
-                answers[index] = {"label": corpus.labels[0], "score": logits[0].item()}
-            elif corpus.kind == "classification":
-                best = int(logits.argmax())
-                answers[index] = {"label": corpus.labels[best], "score": logits.softmax(-1)[best].item()}
-            else:
-                best_tags = [corpus.labels[best] for best in logits.argmax(-1).tolist()]
-                answers[index] = {"tags": [best_tags[at] if at >= 0 else "O" for at in rows[index].first]}
-    return answers
-
-
-def values(kind: str, answers: list[dict[str, Any]]) -> list[Any]:
-    return [answer[{"classification": "label", "regression": "score", "tagging": "tags"}[kind]] for answer in answers]
+def rival(backbone: Path, task: str, test: list[Row], corpus: Corpus) -> dict[str, Any]:
+    """Per title {"score", "parameters"} of the published adapter for the same task, if there is one."""
+    if task not in RIVALS:
+        return {}
+    name, title = RIVALS[task]
+    model = frozen_backbone(backbone, RECIPES[name])
+    parameters = add_published(model, name, with_head=True)
+    model.set_active_adapters(name)
+    model.active_head = name
+    score = metrics.score(corpus.kind, [row.gold for row in test], values(corpus.kind, predict(model, test, corpus)))
+    return {title: {"score": score, "parameters": parameters}}
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=TASKS)
+def write_answers(out: Path, corpus: Corpus, test: list[Row], answers: list[dict[str, Any]]) -> None:
+    """test.jsonl and predictions.jsonl, line by line the same examples."""
+    words = [{"tokens": len(row.ids), "first": row.first} if row.first else {} for row in test]
+    lines = [{"inputs": e.text, "gold": e.gold, **extra} for e, extra in zip(corpus.test, words, strict=True)]
+    write_lines(out / "test.jsonl", lines)
+    write_lines(out / "predictions.jsonl", answers)
+
+
+def options_of(recipe: type[Training], parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Adds what every training script takes, with an option per field of the recipe, and parses the command line."""
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--downloads", type=Path, default=Path("work/downloads"), help="cache of package files")
     parser.add_argument("--shared", type=Path, help="folder with data/clinc150 and data/wnut17 (or $TURRET_SHARED)")
     parser.add_argument("--only-validation", action="store_true", help="train and stop: for choosing hyperparameters")
-    for field in dataclasses.fields(Recipe):
-        parser.add_argument("--" + field.name.replace("_", "-"), type={"int": int, "float": float}.get(field.type, str))
+    for field in dataclasses.fields(recipe):
+        many = {"nargs": "+"} if field.type.startswith("tuple") else {}
+        parser.add_argument("--" + field.name.replace("_", "-"), type={"int": int, "float": float}.get(field.type, str), **many)
     options = parser.parse_args()
-    chosen = {f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe)}
-    recipe = dataclasses.replace(RECIPES[options.task], **{k: v for k, v in chosen.items() if v is not None})
     logging.getLogger("adapters").setLevel(logging.ERROR)  # it would warn at each pass without an adapter
     torch.set_num_threads(1)
-    torch.manual_seed(recipe.seed)
+    return options
+
+
+def overridden(recipe: Training, options: argparse.Namespace) -> Any:
+    """The recipe with what the command line gave."""
+    given = {f.name: getattr(options, f.name) for f in dataclasses.fields(recipe)}
+    return dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", choices=TASKS)
+    options = options_of(Recipe, parser)
+    recipe = overridden(RECIPES[options.task], options)
 
     sources = Sources.locate(options.downloads, options.shared)
     corpus, backbone = TASKS[options.task](sources), backbone_folder(sources)
@@ -194,10 +157,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     model.save_adapter(str(options.out / "adapter"), options.task, with_head=True, use_safetensors=True)
     gold, answers = [row.gold for row in test], predict(model, test, corpus)
-    words = [{"tokens": len(row.ids), "first": row.first} if row.first else {} for row in test]
-    lines = [{"inputs": e.text, "gold": e.gold, **extra} for e, extra in zip(corpus.test, words, strict=True)]
-    write_lines(options.out / "test.jsonl", lines)
-    write_lines(options.out / "predictions.jsonl", answers)
+    write_answers(options.out, corpus, test, answers)
+    parameters = sum(parameter.numel() for parameter in learnable(model, of_head=False))
     train_gold = [row.gold for row in train]
     scores = {
         "task": options.task,
@@ -207,6 +168,8 @@ def main() -> None:
         "score": metrics.score(corpus.kind, gold, values(corpus.kind, answers)),
         "majority": metrics.score(corpus.kind, gold, metrics.majority(corpus.kind, train_gold, gold)),
         "probe": metrics.score(corpus.kind, gold, probe.answers(model, train, validation, test, corpus)),
+        "compared": rival(backbone, options.task, test, corpus),
+        "parameters": parameters,
         "validation": final,
         "validation_by_epoch": history,
         "oos_shift": shift,
