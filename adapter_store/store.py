@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,7 +105,7 @@ class Store:
         backbone: Backbone | None = None,
         alias: str | None = None,
         only_new: bool = False,
-        check: Callable[[Manifest], None] = lambda manifest: None,
+        check: Callable[[Package], None] = lambda package: None,
     ) -> Published:
         """Checks a package file whole and publishes it as the next version of `name`, moving `alias` in the same commit.
 
@@ -113,44 +113,65 @@ class Store:
         The same bytes under the same name give the existing version. Raises InvalidName, InvalidPackage, WrongBackbone,
         AlreadyExists (`only_new` and the name exists) and NotFound (its composition names what is not in the store).
         """
+        return self.publish_all([(name, self.examine(path, name, backbone, alias, check), path)], alias, only_new)[0]
+
+    def examine(
+        self,
+        path: Path,
+        name: str,
+        backbone: Backbone | None = None,
+        alias: str | None = None,
+        check: Callable[[Package], None] = lambda package: None,
+    ) -> Package:
+        """Checks a package file as `publish` does, and publishes nothing."""
         check_name(name)
         if alias is not None:
             check_alias(alias)
         package = open_package(path, self.max_size)
         if backbone is not None:
             check_backbone(package.manifest, backbone)
-        check(package.manifest)
-        summary = summarise(package)
-        created = False
+        check(package)
+        return package
+
+    def publish_all(self, packages: Sequence[tuple[str, Package, Path]], alias: str | None = None, only_new: bool = False) -> list[Published]:
+        """Publishes opened packages under their names in one commit: all of them or none. `alias` and `only_new` concern the last one.
+
+        A package may be composed of those before it.
+        """
+        created: dict[str, bool] = {}
+        summaries = {name: summarise(package) for name, package, _ in packages}
+        last = packages[-1][0]
 
         def plan(catalog: Catalog) -> list[Change]:
-            nonlocal created
-            entry = _entry(catalog, name)
-            if only_new and entry is not None:
-                raise AlreadyExists(
-                    f"The name '{name}' already exists, and only a new name was asked for: choose another, or add a version to it."
-                )
-            existing = None if entry is None else entry.holding(package.digest)
-            created = existing is None
-            version = catalog.next_version(name) if existing is None else existing.version
             changes: list[Change] = []
-            if existing is None:
-                changes.append(Publish(name=name, version=version, digest=package.digest, summary=summary))
-            if alias is not None and (entry is None or entry.aliases.get(alias) != version):
-                changes.append(SetAlias(name=name, alias=alias, version=version))
+            for name, package, _ in packages:
+                entry = _entry(catalog, name)
+                if only_new and name == last and entry is not None:
+                    raise AlreadyExists(
+                        f"The name '{name}' already exists, and only a new name was asked for: choose another, or add a version to it."
+                    )
+                existing = None if entry is None else entry.holding(package.digest)
+                created[name] = existing is None
+                version = catalog.next_version(name) if existing is None else existing.version
+                if existing is None:
+                    changes.append(Publish(name=name, version=version, digest=package.digest, summary=summaries[name]))
+                if name == last and alias is not None and (entry is None or entry.aliases.get(alias) != version):
+                    changes.append(SetAlias(name=name, alias=alias, version=version))
             return changes
 
         self.refresh()
         plan(self._catalog)
         try:
-            self._ensure_blob(package, path)
+            for _, package, path in packages:
+                self._ensure_blob(package, path)
             catalog = self._commit(plan)
         except StoreError:
-            self.collect([package.digest])
+            self.collect([package.digest for _, package, _ in packages])
             raise
         # Someone may have deleted the last other reference between the two lines above, and the blob with it.
-        self._ensure_blob(package, path)
-        return Published(catalog.resolve(Reference(name, package.digest)), created, package)
+        for _, package, path in packages:
+            self._ensure_blob(package, path)
+        return [Published(catalog.resolve(Reference(name, package.digest)), created[name], package) for name, package, _ in packages]
 
     def set_alias(self, name: str, alias: str, version: int) -> VersionRecord:
         """Makes or moves an alias; raises InvalidName and NotFound."""

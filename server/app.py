@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from adapter_store.methods import Backbone
 from adapter_store.store import Store
 from server.api import adapters, huggingface, openai, operations, predict
 from server.api.middleware import Around
@@ -29,7 +30,7 @@ from server.router import Router
 from server.scheduler import Scheduler
 from server.services import Services
 from server.settings import Settings
-from server.tasks.encode import Encoder
+from server.tasks.encode import Encoder, ModelIds
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +39,16 @@ def create_app(settings: Settings) -> FastAPI:
     """The ASGI app. Raises BackboneError and StoreError where it could not serve."""
     set_threads(settings.threads)
     backbone = load_backbone(settings.backbone, settings.device, settings.dtype, settings.shown_backbone)
-    encoder = Encoder(load_tokenizer(settings.backbone), min(settings.max_input_tokens or backbone.max_tokens, backbone.max_tokens))
+    limit = min(settings.max_input_tokens or backbone.max_tokens, backbone.max_tokens)
+    encoder = Encoder(load_tokenizer(settings.backbone), limit, model_ids(backbone.config, backbone.spec))
     engine = Engine(backbone)
     store = Store.open(settings.store, settings.max_upload_bytes)
+    router = Router(store, backbone.spec)
+    has_lm_head = backbone.language_model.weight is not None
+    publisher = Publisher(store, router, backbone.spec, backbone.pooler is not None, has_lm_head)
     if settings.publish is not None:
-        Publisher(store, backbone.spec, backbone.pooler is not None).all_of(settings.publish)
+        publisher.all_of(settings.publish)
     metrics = Metrics()
-    router = Router(store)
     scheduler = Scheduler(engine.run, settings.max_batch_tokens, settings.max_queue_tokens, metrics.on_batch)
     workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="turret-worker")
     residency = Residency(_loading(store, router, engine, scheduler, workers), _unloading(engine, scheduler), settings.device_memory)
@@ -57,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
         inference=Inference(router, encoder, residency, scheduler, workers),
         metrics=metrics,
         backbone=backbone.spec,
-        has_pooler=backbone.pooler is not None,
+        publisher=publisher,
         started=time.time(),
     )
 
@@ -89,6 +93,16 @@ def create_app(settings: Settings) -> FastAPI:
         routes=app.routes,
     )
     return app
+
+
+def model_ids(config: Any, spec: Backbone) -> ModelIds:
+    """The tokens that mean something to the backbone."""
+    return ModelIds(
+        decoder_start_token_id=getattr(config, "decoder_start_token_id", None),
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        encoder_decoder=spec.decoder_layers > 0,
+    )
 
 
 def _loading(store: Store, router: Router, engine: Engine, scheduler: Scheduler, workers: ThreadPoolExecutor) -> Any:

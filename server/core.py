@@ -69,12 +69,35 @@ def setup_digests(setup: Setup | None) -> Iterator[str]:
                 yield from setup_digests(child)
 
 
+def setup_uses(setup: Setup) -> Iterator[str]:
+    """The digests of the packages whose own adapters act, first to last."""
+    match setup:
+        case Use(digest):
+            yield digest
+        case Stack(children) | Average(children, _) | Fuse(_, children):
+            for child in children:
+                yield from setup_uses(child)
+
+
+def setup_fusions(setup: Setup | None) -> Iterator[Fuse]:
+    """The fusions of a setup, in the order in which they act."""
+    match setup:
+        case Fuse():
+            yield setup
+        case Stack(children) | Average(children, _):
+            for child in children:
+                yield from setup_fusions(child)
+        case _:
+            return
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """A model string resolved at admission: the pinned setup that acts (None: the bare backbone) and the head.
 
     `model` is what the answer says it came from (`spam@4`); `digest` the package that was named (None for a composition or
-    the bare backbone). `head_digest` is the package whose head reads it out; None with a head is the backbone's own.
+    the bare backbone). `head_digest` is the package whose head reads it out. `fusion_members` names, for each fusion of the setup in
+    the order in which they act, what it fuses.
     """
 
     model: str
@@ -82,6 +105,7 @@ class Route:
     setup: Setup | None = None
     head: Head | None = None
     head_digest: str | None = None
+    fusion_members: tuple[tuple[str, ...], ...] = ()
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -104,7 +128,7 @@ class Readout:
     [words, words + 1] and "relations" [words, words + 1, labels] for dependency parsing.
     hidden: "hidden" [tokens, H], the last hidden state (of an encoder-decoder: the decoder's where the row has decoder tokens);
     encoder_hidden: "hidden" of the encoder. embedding: "embedding" [H], pooled over the row's tokens and, if `normalize`, of length 1.
-    explain: adds what each fusion attended to, "attention.{layer}.{site}.{n}" [tokens, members], n counting the fusions of a site.
+    explain: adds what each fusion attended to, "attention.{layer}.{site}.{n}" [tokens, members], n the place in the route's `fusion_members`.
     """
 
     output: Output = "logits"

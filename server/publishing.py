@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter_store.composition import parse
-from adapter_store.errors import StoreError, WrongBackbone
-from adapter_store.importers import import_to_file
-from adapter_store.manifest import Manifest
-from adapter_store.methods import Backbone
+from adapter_store.errors import StoreError, UnsupportedMethod, WrongBackbone
+from adapter_store.families import FAMILIES
+from adapter_store.importers import import_to_file, needed_members, setup_steps
+from adapter_store.manifest import LM_HEADS, SENTENCE_HEADS, Head, Manifest
+from adapter_store.methods import Backbone, Norms, Prefix, Prompt
+from adapter_store.names import parse_reference, shown
+from adapter_store.package import Package
 from adapter_store.store import Published, Store
-from server.router import stacked
+from server.router import Router
+from server.setups import check_places
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,36 +31,91 @@ class Uploaded:
 
 @dataclass(frozen=True, slots=True)
 class Publisher:
-    """Publishes to one store for one backbone. `has_pooler`: whether the backbone's checkpoint carries pooler weights."""
+    """Publishes to one store for one backbone. has_pooler, has_lm_head: whether the backbone's checkpoint carries their weights."""
 
     store: Store
+    router: Router
     backbone: Backbone
     has_pooler: bool
+    has_lm_head: bool
 
     def package(self, path: Path, name: str, alias: str | None, only_new: bool) -> Uploaded:
         """Publishes a package file."""
-        return Uploaded(self.store.publish(path, name, self.backbone, alias, only_new, self.check))
+        return Uploaded(self.store.publish(path, name, self.backbone, alias, only_new, self._check))
 
-    def folder(self, files: Mapping[str, Path], name: str, alias: str | None, only_new: bool) -> Uploaded:
-        """Imports the files of an adapter's folder and publishes the package."""
+    def folder(
+        self, files: Mapping[str, Path], name: str, alias: str | None, only_new: bool, members: Mapping[str, str] | None = None
+    ) -> Uploaded:
+        """Imports the files of an adapter's folder and publishes the package; of a setup, its members too, in one commit.
+
+        `members` says which package a fusion's member is, by the name that its config gives it; by default the one of that name.
+        """
         with tempfile.TemporaryDirectory(prefix="turret-import-") as folder:
+            steps = setup_steps(files, self.backbone, name)
+            if steps is not None:
+                return self._setup(steps, Path(folder), alias, only_new)
             target = Path(folder) / "package.safetensors"
-            imported = import_to_file(files, self.backbone, target)
-            published = self.store.publish(target, name, self.backbone, alias, only_new, self.check)
+            imported = import_to_file(files, self.backbone, target, members=self._pins(files, members or {}))
+            published = self.store.publish(target, name, self.backbone, alias, only_new, self._check)
             return Uploaded(published, imported.warnings, imported.report)
 
     def all_of(self, folder: Path) -> list[Uploaded]:
-        """Publishes every package file of a folder under its file's name. Raises StoreError for the first that is refused."""
+        """Publishes every package file of a folder under its file's name, those first that others are composed of.
+
+        Raises StoreError for the first that is refused.
+        """
         if not folder.is_dir():
             raise StoreError(f"There is no folder '{folder}' to publish packages from.")
-        return [self.package(path, path.stem, None, False) for path in sorted(folder.glob("*.safetensors"))]
+        paths = sorted(folder.glob("*.safetensors"))
+        composed = {path: self.store.examine(path, path.stem).manifest.composition is not None for path in paths}
+        return [self.package(path, path.stem, None, False) for path in sorted(paths, key=lambda path: (composed[path], path))]
 
-    def check(self, manifest: Manifest) -> None:
-        """Raises UnsupportedMethod for a composition that is not served, WrongBackbone for what this backbone has not."""
-        if manifest.composition is not None:
-            stacked(parse(manifest.composition).root)
-        if manifest.head is not None and manifest.head.use_pooler and not self.has_pooler:
+    def _pins(self, files: Mapping[str, Path], members: Mapping[str, str]) -> dict[str, str]:
+        """What the members of a fusion folder are: pinned references by the names of its config."""
+        needed = needed_members(files)
+        unknown = sorted(members.keys() - set(needed))
+        if unknown:
+            raise UnsupportedMethod(f"The folder has no member {shown(unknown[0])}; its members are {', '.join(needed) or 'none'}.")
+        pins = {}
+        for member in needed:
+            try:
+                pins[member] = self.store.resolve(parse_reference(members.get(member, member))).pin
+            except StoreError as error:
+                raise type(error)(f"{error} The fusion's member {shown(member)} must be published first, or be named with member=.") from None
+        return pins
+
+    def _setup(self, steps: "list[object]", folder: Path, alias: str | None, only_new: bool) -> Uploaded:
+        raise NotImplementedError
+
+    def _check(self, package: Package) -> None:
+        """Raises UnsupportedMethod for what is not served, WrongBackbone for what this backbone has not."""
+        manifest = package.manifest
+        check_places(manifest, self.backbone)
+        self._check_methods(manifest)
+        if manifest.head is not None:
+            self._check_head(manifest.head)
+        self.router.check(manifest, package.digest)
+
+    def _check_methods(self, manifest: Manifest) -> None:
+        family = FAMILIES[self.backbone.model_type]
+        for method in manifest.methods.values():
+            if isinstance(method, Prefix) and family.hooked:
+                raise UnsupportedMethod(f"Prefixes on models of type '{self.backbone.model_type}' are not served.")
+            if isinstance(method, Norms) and not any(layers.norms for layers in family.layers):
+                raise UnsupportedMethod(f"Tuned layer norms on models of type '{self.backbone.model_type}' are not served.")
+            if isinstance(method, Prompt) and (family.encoder_decoder or (family.causal and method.place == "embeddings")):
+                raise UnsupportedMethod(f"Prompts at the {method.place} of models of type '{self.backbone.model_type}' are not served.")
+            if method.method == "lora" and "pooler" in method.modules and not self.has_pooler:
+                raise WrongBackbone("The package adapts the backbone's pooler, but the checkpoint of the backbone has no pooler weights.")
+
+    def _check_head(self, head: Head) -> None:
+        family = FAMILIES[self.backbone.model_type]
+        if head.type in SENTENCE_HEADS and head.use_pooler and not head.own_pooler and not self.has_pooler:
             raise WrongBackbone(
                 "The package's head reads the backbone's pooler, but the checkpoint of the backbone has no pooler weights: "
                 "serve a checkpoint that has them."
             )
+        if head.type in LM_HEADS and head.layers == 0 and not self.has_lm_head:
+            raise WrongBackbone("The package reads the backbone's own language-model head, but the checkpoint of the backbone has none.")
+        if (head.type == "seq2seq_lm") != family.encoder_decoder and head.type in LM_HEADS:
+            raise UnsupportedMethod(f"A {head.type} head on a model of type '{self.backbone.model_type}' is not served.")

@@ -6,6 +6,7 @@ from adapter_store.methods import Backbone
 from adapter_store.store import Store
 from server.inference import Inference
 from server.metrics import Metrics
+from server.publishing import Publisher
 from server.residency import Residency
 from server.router import Router
 from server.scheduler import Scheduler
@@ -14,7 +15,7 @@ from server.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything a handler may use. `has_pooler` says whether the backbone's checkpoint carries pooler weights."""
+    """Everything a handler may use."""
 
     settings: Settings
     store: Store
@@ -24,5 +25,5 @@ class Services:
     inference: Inference
     metrics: Metrics
     backbone: Backbone
-    has_pooler: bool
+    publisher: Publisher
     started: float

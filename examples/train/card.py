@@ -28,11 +28,7 @@ BASELINES = {
 
 
 def text(task: str, corpus: Corpus, scores: dict[str, Any]) -> str:
-    about, recipe, sizes = corpus.about, scores["recipe"], scores["sizes"]
-    rows = "\n".join(
-        f"| {NAMES[name]} | **{value:.4f}** | {scores['majority'][name]:.4f} | {scores['probe'][name]:.4f} |"
-        for name, value in scores["score"].items()
-    )
+    about, sizes = corpus.about, scores["sizes"]
     where = "the first sub-word of each word" if corpus.kind == "tagging" else "the mean-pooled text"
     return f"""---
 license: {about.licence_id}
@@ -47,23 +43,31 @@ license: {about.licence_id}
 
 ## Scores on the whole test split
 
-| | adapter | majority | linear probe |
-|---|---|---|---|
-{rows}
+{table(scores)}
 
 Majority is {BASELINES[corpus.kind]}. The probe is a {"ridge" if corpus.kind == "regression" else "logistic"} regression
 on the frozen backbone's last hidden states ({where}).
 {notes(scores)}
 ## Training
 
-Kind `{recipe["kind"]}`, reduction factor {recipe["reduction_factor"]}, one linear head
-({len(corpus.labels)} output{"s" if len(corpus.labels) > 1 else ""}); backbone frozen.
-AdamW, learning rate {recipe["learning_rate"]:g} with {recipe["warmup"]:.0%} warm-up and linear decay,
-weight decay {recipe["weight_decay"]:g}, {recipe["epochs"]} epochs of batches of {recipe["batch_size"]},
-dropout {recipe["dropout"]:g}, texts cut at {recipe["train_tokens"]} tokens, seed {recipe["seed"]}, float32.
+{fused(scores) if "members" in scores["recipe"] else alone(scores)}
+{schedule(scores["recipe"])}
 Library: {scores["library"]}. Of the recipes tried, the one with the best validation score was kept.
 {scores["train_seconds"]} s on one CPU core.
 """
+
+
+def table(scores: dict[str, Any]) -> str:
+    """A row per metric and one for the size; a column for the adapter, for what it is compared with and per baseline."""
+    compared = scores["compared"]
+    names = ["fusion" if "members" in scores["recipe"] else "adapter", *compared, "majority", "linear probe"]
+    rows = [["", *names], ["---"] * (len(names) + 1)]
+    for metric, value in scores["score"].items():
+        others = [*(one["score"] for one in compared.values()), scores["majority"], scores["probe"]]
+        rows.append([NAMES[metric], f"**{value:.4f}**", *(f"{other[metric]:.4f}" for other in others)])
+    sizes = [scores["parameters"], *(one["parameters"] for one in compared.values())]
+    rows.append(["parameters trained, head not counted", *(f"{size:,}" for size in sizes), "", ""])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def notes(scores: dict[str, Any]) -> str:
@@ -71,11 +75,53 @@ def notes(scores: dict[str, Any]) -> str:
     said = []
     if "accuracy" in scores["score"]:
         count = scores["sizes"]["test"]
-        adapter, probe = (round((1 - scores[who]["accuracy"]) * count) for who in ("score", "probe"))
-        said.append(f"Of {count:,} test examples the adapter gets {adapter:,} wrong, the probe {probe:,}.")
+        whose = {"the fusion" if "members" in scores["recipe"] else "the adapter": scores["score"]}
+        whose |= {name: one["score"] for name, one in scores["compared"].items()} | {"the probe": scores["probe"]}
+        wrong = [f"{who} {round((1 - score['accuracy']) * count):,}" for who, score in whose.items()]
+        said.append(f"Wrong of {count:,} test examples: {', '.join(wrong)}.")
+    if scores["compared"] and "by_seed" not in scores:
+        said.append(f"{' and '.join(scores['compared'])}: the published demo adapter, measured here on the same texts.")
     if scores["oos_shift"]:
         said.append(
             f"The bias of `oos` was moved by {scores['oos_shift']:g} after training, to where the validation accuracy "
             "is best; the probe got the same treatment."
         )
+    if "by_seed" in scores:
+        first, count = scores["recipe"]["seed"], scores["recipe"]["seeds"]
+        said.append(
+            f"{count} trainings of each (seeds {first} to {first + count - 1}; this is {first}), {NAMES[scores['main']]}: "
+            + "; ".join(f"{who} {spread(found)}" for who, found in scores["by_seed"].items())
+            + "."
+        )
     return "\n".join(said) + "\n" if said else ""
+
+
+def spread(found: list[float]) -> str:
+    return f"{sum(found) / len(found):.4f} on average ({min(found):.4f} to {max(found):.4f})"
+
+
+def alone(scores: dict[str, Any]) -> str:
+    """What was trained: one adapter."""
+    recipe, outputs = scores["recipe"], len(scores["labels"])
+    phm = f", `phm_dim` {recipe['phm_dim']}, `phm_rank` {recipe['phm_rank']}, one rule shared by all layers" if recipe["phm_dim"] else ""
+    return f"""Kind `{recipe["kind"]}`, reduction factor {recipe["reduction_factor"]}{phm}, one linear head
+({outputs} output{"s" if outputs > 1 else ""}); backbone frozen."""
+
+
+def fused(scores: dict[str, Any]) -> str:
+    """What was trained: a fusion of finished adapters."""
+    recipe, single = scores["recipe"], scores["single_recipe"]
+    members = ", ".join(f"`{member}`" for member in recipe["members"])
+    return f"""AdapterFusion (`{recipe["fusion"]}`) of the published demo adapters {members}, with one linear head
+({len(scores["labels"])} outputs). Backbone and members frozen: query, key, value and head learn. The members are all of one kind
+and act at the same sites, so it is their common config that decides what is read and added (the library takes the
+last one's, `{recipe["members"][-1]}`).
+The adapter for comparison is a `{single["kind"]}` with reduction factor {single["reduction_factor"]} on the same examples, learning rate
+{single["learning_rate"]:g}, {single["epochs"]} epochs, else as below; its recipe too was chosen on the validation split."""
+
+
+def schedule(recipe: dict[str, Any]) -> str:
+    head = f" ({recipe['head_learning_rate']:g} for the head)" if recipe["head_learning_rate"] else ""
+    return f"""AdamW, learning rate {recipe["learning_rate"]:g}{head} with {recipe["warmup"]:.0%} warm-up and linear decay,
+weight decay {recipe["weight_decay"]:g}, {recipe["epochs"]} epochs of batches of {recipe["batch_size"]},
+dropout {recipe["dropout"]:g}, texts cut at {recipe["train_tokens"]} tokens, seed {recipe["seed"]}, float32."""

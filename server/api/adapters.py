@@ -18,13 +18,13 @@ from adapter_store.catalog import Entry, VersionRecord
 from adapter_store.names import LATEST, check_name, parse_reference
 from server.api.wire import json_response, services
 from server.errors import ApiError
-from server.publishing import Publisher, Uploaded
+from server.publishing import Uploaded
 from server.services import Services
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
-MAX_FILES = 32
-FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+MAX_FILES = 256
+FILE_NAME = re.compile(r"(?:[^/\\\x00-\x1f]{1,128}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class AliasRequest(BaseModel):
@@ -66,8 +66,12 @@ async def put_alias(request: Request, name: str, alias: str, body: AliasRequest)
 
 
 @router.put("/{name:path}", summary="Publish a package or an adapter's folder", status_code=201)
-async def publish(request: Request, name: str, alias: str | None = None) -> Response:
-    """Body: a package file (application/octet-stream), or multipart/form-data with a folder's files under their own names.
+async def publish(
+    request: Request, name: str, alias: str | None = None, member: Annotated[list[str] | None, Query()] = None
+) -> Response:
+    """Body: a package file (application/octet-stream), or multipart/form-data with a folder's files under their own names
+    (those of a setup's folders as `folder/file`). Members of a fusion are found under the names that its config gives them, or
+    as `member=their-name=name@version` says.
 
     201 for a new version; 200 and the existing version for bytes that the name already holds. `If-None-Match: *` refuses an
     existing name with 412.
@@ -75,13 +79,13 @@ async def publish(request: Request, name: str, alias: str | None = None) -> Resp
     app = services(request)
     check_name(name)
     only_new = request.headers.get("if-none-match") == "*"
-    publisher = Publisher(app.store, app.backbone, app.has_pooler)
+    pairs = _pairs(member or [])
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         async with _form_files(request) as files:
-            uploaded = await run_in_threadpool(publisher.folder, files, name, alias, only_new)
+            uploaded = await run_in_threadpool(app.publisher.folder, files, name, alias, only_new, pairs)
     else:
         async with _body_file(request) as path:
-            uploaded = await run_in_threadpool(publisher.package, path, name, alias, only_new)
+            uploaded = await run_in_threadpool(app.publisher.package, path, name, alias, only_new)
     return json_response(_published(app, uploaded), 201 if uploaded.published.created else 200)
 
 
@@ -135,6 +139,17 @@ async def _delete(app: Services, name: str, version: int | None) -> Response:
         app.router.forget(digest)
     await run_in_threadpool(app.store.collect, digests)
     return json_response({"name": name, "deleted": versions})
+
+
+def _pairs(members: list[str]) -> dict[str, str]:
+    """`mnli=acme/mnli` as {"mnli": "acme/mnli"}."""
+    pairs: dict[str, str] = {}
+    for text in members:
+        name, equals, reference = text.rpartition("=")
+        if not (name and equals and reference):
+            raise ApiError(422, "invalid_member", f"{text[:80]!r} does not say what a member is: expected member=NAME=REFERENCE.", "member")
+        pairs[name] = reference
+    return pairs
 
 
 def _wanted(entry: Entry, task: str | None, method: str | None, namespace: str | None) -> bool:
@@ -202,7 +217,7 @@ async def _form_files(request: Request) -> AsyncIterator[dict[str, Path]]:
             for _, part in form.multi_items():
                 if isinstance(part, UploadFile):
                     name = _file_name(part.filename, files)
-                    files[name] = Path(folder) / name
+                    files[name] = Path(folder) / f"{len(files)}-{name.rpartition('/')[2]}"
                     await run_in_threadpool(_copy, part, files[name])
         if not files:
             raise ApiError(400, "empty_form", "The form holds no files: send the files of an adapter's folder under their own names.")
@@ -222,7 +237,7 @@ def _file_name(name: str | None, taken: dict[str, Path]) -> str:
         raise ApiError(
             422,
             "invalid_file_name",
-            f"{(name or '')[:80]!r} is not a plain file name: send each file under its own name, without a folder.",
+            f"{(name or '')[:80]!r} is not a plain file name: send each file under its own name, at most with the name of one folder before it.",
         )
     if name in taken:
         raise ApiError(422, "duplicate_file", f"The form holds two files called '{name}'.")

@@ -1,26 +1,40 @@
-"""The frozen backbone: transformers' own class, loaded once, its sites installed, called on packed batches only."""
+"""The frozen backbone: transformers' own class, loaded once, its sites and linears tapped, called on packed batches only."""
 
 import hashlib
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import cached_file
 
+from adapter_store.families import FAMILIES, Family, Layers
 from adapter_store.methods import Backbone as BackboneSpec
-from server.core import Batch, Ints
-from server.engine import attention
-from server.engine.families import FAMILIES, Family
-from server.engine.linears import prepack
-from server.engine.sites import Plan, Stage, install
+from server.engine import attention, linears, sites
+from server.engine.attention import Rule
+from server.engine.heads import LanguageModel, Pooler
+from server.engine.plan import Stream
+from server.engine.running import Running, Stage, StreamPlan
 
 # The settings that decide what the weights compute; the rest of a config may differ between copies of one model.
 _FINGERPRINTED = ("hidden_act", "activation", "layer_norm_eps", "num_attention_heads", "n_heads", "pad_token_id", "embedding_size")
+# Those of families whose fingerprint has always had them; added where the config has them and the family is not one of the first.
+_FINGERPRINTED_LATER = (
+    "activation_function", "dense_act_fn", "feed_forward_proj", "hidden_activation", "is_gated_act", "layer_norm_epsilon", "layer_types",
+    "local_attention", "n_head", "norm_eps", "num_heads", "num_hidden_groups", "num_hidden_layers", "num_key_value_heads",
+    "relative_attention_max_distance", "relative_attention_num_buckets", "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta",
+    "scale_attn_by_inverse_layer_idx", "scale_attn_weights", "scale_decoder_outputs", "sliding_window",
+)  # fmt: skip
+_FIRST_FAMILIES = frozenset({"bert", "roberta", "xlm-roberta", "electra", "distilbert"})
+_CLASSES = {"causal_lm": AutoModelForCausalLM, "seq2seq_lm": AutoModelForSeq2SeqLM}
+UNLIMITED = 4096  # tokens of one input where the model has no table of positions that would end
 
 
 class BackboneError(Exception):
@@ -34,47 +48,48 @@ class Backbone:
     spec: BackboneSpec
     family: Family
     model: nn.Module
-    pooler: nn.Module | None
+    config: PreTrainedConfig
+    pooler: Pooler | None
+    language_model: LanguageModel
     max_tokens: int
-    padding_id: int
+    streams: tuple[Stream, ...]
     stage: Stage
+    device: torch.device
+    dtype: torch.dtype
 
     @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+    def words(self) -> Tensor:
+        """The word embeddings [V, E], which language-model heads are often tied to."""
+        weight: Tensor = self.model.get_submodule(self.family.words).weight  # type: ignore[assignment]
+        return weight
 
     @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
+    def pooling(self) -> str:
+        """How a sentence head without a pooling of its own reads the row: "mean" for some ModernBERTs."""
+        return str(getattr(self.config, "classifier_pooling", "cls"))
 
-    def forward(self, batch: Batch, plan: Plan) -> Tensor:
-        """The last hidden state of a packed batch, [T, H]."""
-        device = self.device
-        inputs = {
-            "input_ids": batch.input_ids,
-            "position_ids": position_ids(batch, self.padding_id) if self.family.positions == "after_padding" else counted(batch.cu_seqlens),
-        }
-        if self.family.token_types:
-            inputs["token_type_ids"] = batch.type_ids
-        tensors = {name: torch.from_numpy(ids).to(device).unsqueeze(0) for name, ids in inputs.items()}
-        with self.stage.running(plan):
-            output = self.model(**tensors, packing=attention.Packing.of(batch.cu_seqlens))
+    def forward(self, plan: StreamPlan, explained: bool = False) -> tuple[Tensor, Running]:
+        """The last hidden state [T, H] of the first stack's last level, and what was running (for its attentions)."""
+        running = Running(plan, explained)
+        inputs: dict[str, Any] = {"input_ids": plan.input_ids.unsqueeze(0), "running": running}
+        if self.family.positions != "none":
+            inputs["position_ids"] = plan.position_ids.unsqueeze(0)
+        if self.family.token_types and plan.type_ids is not None:
+            inputs["token_type_ids"] = plan.type_ids.unsqueeze(0)
+        model = self.model.encoder if self.family.encoder_decoder else self.model
+        with self.stage.entered(running):
+            hidden: Tensor = model(use_cache=False, **inputs).last_hidden_state[0]  # type: ignore[operator]
+        return hidden, running
+
+    def decode(self, plan: StreamPlan, encoded: Tensor, explained: bool = False) -> tuple[Tensor, Running]:
+        """The decoder's last hidden state [T, H], its cross-attention on the encoder's [encoder tokens, H]."""
+        running = Running(plan, explained)
+        with self.stage.entered(running):
+            output = self.model.decoder(  # type: ignore[operator]
+                input_ids=plan.input_ids.unsqueeze(0), encoder_hidden_states=encoded.unsqueeze(0), use_cache=False, running=running
+            )
         hidden: Tensor = output.last_hidden_state[0]
-        return hidden
-
-
-def counted(cu_seqlens: Ints) -> Ints:
-    """0, 1, 2 ... within each sequence, [T]."""
-    return np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
-
-
-def position_ids(batch: Batch, padding_id: int) -> Ints:
-    """RoBERTa's positions, [T]: padding_id + 1, + 2 ... over a row's tokens; a padding token itself stays at padding_id."""
-    real = (batch.input_ids != padding_id).astype(np.int64)
-    running = np.cumsum(real)
-    before = np.concatenate([[0], running])[batch.cu_seqlens[:-1]]
-    positions: Ints = (running - np.repeat(before, np.diff(batch.cu_seqlens))) * real + padding_id
-    return positions
+        return hidden, running
 
 
 def load_backbone(source: str, device: str = "auto", dtype: str = "auto", name: str = "", fast: bool = True) -> Backbone:
@@ -88,56 +103,275 @@ def load_backbone(source: str, device: str = "auto", dtype: str = "auto", name: 
     except (OSError, ValueError) as error:
         raise BackboneError(f"The backbone '{source}' could not be read: {first_line(error)}") from error
     family = _family(config)
-    model, info = AutoModel.from_pretrained(
+    target = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
+    kind = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+    model, pooler, lm_head = _load(source, config, family)
+    shown = name or (Path(source).resolve().name if Path(source).is_dir() else source)
+    spec = _spec(config, family, model, lm_head, pooler, shown)
+    model.to(target, kind)
+    for module in (pooler, lm_head):
+        if module is not None:
+            module.to(target, kind)
+    stage = Stage()
+    _install(model, config, family, stage, fast)
+    padding_id = config.pad_token_id if family.positions == "after_padding" else None
+    first = spec.encoder_layers
+    streams = [Stream(0, first, padding_id, not family.shared_layers, target)]
+    if spec.decoder_layers:
+        streams.append(Stream(first, spec.num_layers, None, False, target))
+    return Backbone(
+        spec, family, model, config, _pooler(pooler, model, family), _language_model(config, family, lm_head), _max_tokens(config, family),
+        tuple(streams), stage, target, kind,
+    )  # fmt: skip
+
+
+def _load(source: str, config: PreTrainedConfig, family: Family) -> tuple[nn.Module, nn.Module | None, nn.Module | None]:
+    """The base model, its pooler and its language-model head, the last two None where the checkpoint does not have them whole."""
+    loader = _CLASSES.get(family.lm or "", AutoModelForMaskedLM if family.pooler == "head" else AutoModel)
+    model, info = loader.from_pretrained(
         source, config=config, attn_implementation=attention.NAME, dtype=torch.float32, output_loading_info=True
     )
     missing = sorted(info["missing_keys"])
-    lost = [name for name in missing if family.pooler is None or not name.startswith(f"{family.pooler}.")]
+    heads = tuple(f"{name}." for name in (family.pooler, family.lm_head, "decoder") if name) if not family.encoder_decoder else ()
+    optional = (*heads, f"{family.lm_head}.") if family.lm_head else heads
+    lost = [key for key in missing if not key.startswith(optional)] if optional else missing
     if lost:
         raise BackboneError(f"The checkpoint of '{source}' lacks {len(lost)} of the model's tensors, the first is '{lost[0]}'.")
-    pooler = getattr(model, family.pooler, None) if family.pooler and not missing else None
-    if family.pooler:
-        model.pooler = None  # it would read the first token of the whole batch; heads call it on each row's own
     model.eval().requires_grad_(False)
-    layers = len(model.get_submodule(family.layers))
-    spec = BackboneSpec(
-        model_type=config.model_type,
-        hidden_size=config.hidden_size,
-        num_layers=layers,
-        name=name or (Path(source).resolve().name if Path(source).is_dir() else source),
-        fingerprint=fingerprint(config, model),
-    )
-    target = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
-    kind = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-    model.to(target, kind)
-    if pooler is not None:
-        pooler.to(target, kind)
-    if fast:
-        prepack(model, family)
-    stage = Stage()
-    install(model, family, stage)
-    padding_id = config.pad_token_id if config.pad_token_id is not None else 0
-    reserved = padding_id + 1 if family.positions == "after_padding" else 0
-    return Backbone(spec, family, model, pooler, config.max_position_embeddings - reserved, padding_id, stage)
+
+    def whole(name: str | None) -> nn.Module | None:
+        there = name is not None and not any(key.startswith(f"{name}.") for key in missing)
+        module = getattr(model, name, None) if there and name else None
+        return module if isinstance(module, nn.Module) else None
+
+    pooler, lm_head = whole(family.pooler), whole(family.lm_head)
+    base = model.base_model if family.prefix and family.lm or family.pooler == "head" else model
+    if family.pooler and family.pooler != "head":
+        base.pooler = None  # it would read the first token of the whole batch; heads call it on each row's own
+    return base, pooler, lm_head
 
 
 def _family(config: PreTrainedConfig) -> Family:
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise BackboneError(f"Models of type '{config.model_type}' are not served; served are {', '.join(FAMILIES)}.")
-    if getattr(config, "is_decoder", False):
-        raise BackboneError("The backbone is configured as a decoder (is_decoder); only encoders are served.")
+    if not family.causal and not family.encoder_decoder and getattr(config, "is_decoder", False):
+        raise BackboneError("The backbone is configured as a decoder (is_decoder); this family is served as an encoder only.")
+    if getattr(config, "add_cross_attention", False):
+        raise BackboneError("The backbone has cross-attention of its own (add_cross_attention), which is served for T5 only.")
     if getattr(config, "position_embedding_type", "absolute") not in (None, "absolute"):
         raise BackboneError(f"Position embeddings of type '{config.position_embedding_type}' are not served; only 'absolute' are.")
     return family
 
 
+def _spec(
+    config: PreTrainedConfig, family: Family, model: nn.Module, lm_head: nn.Module | None, pooler: nn.Module | None, name: str
+) -> BackboneSpec:
+    counts = [len(layers_of(model, layers)) for layers in family.layers]
+    embedding = model.get_submodule(family.words).embedding_dim
+    return BackboneSpec(
+        model_type=config.model_type,
+        hidden_size=config.hidden_size,
+        num_layers=sum(counts),
+        decoder_layers=counts[1] if len(counts) > 1 else 0,
+        embedding_size=None if embedding == config.hidden_size else embedding,
+        linears=_linears(model, family, pooler),
+        name=name,
+        fingerprint=fingerprint(config, model),
+    )
+
+
+def layers_of(model: nn.Module, layers: Layers) -> list[nn.Module]:
+    """The layers of one stack, in order."""
+    if "{g}" not in layers.path:
+        return list(model.get_submodule(layers.path.removesuffix(".{i}")).children())
+    groups, inner = re.split(r"\.\{g\}\.", layers.path.removesuffix(".{i}"))
+    return [layer for group in model.get_submodule(groups).children() for layer in group.get_submodule(inner).children()]
+
+
+def _modules(layer: nn.Module, layers: Layers) -> dict[str, nn.Module]:
+    """The linears of a layer by canonical name; of alternative paths the one that is there."""
+    there = dict(layer.named_modules())
+    found = {name: next((path for path in paths.split("|") if path in there), None) for name, paths in layers.linears.items()}
+    return {name: there[path] for name, path in found.items() if path is not None}
+
+
+def _linears(model: nn.Module, family: Family, pooler: nn.Module | None) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for layers in family.layers:
+        for name, module in _modules(layers_of(model, layers)[0], layers).items():
+            found[name] = linears.dimensions(module)
+    for name, path in family.linears.items():
+        module = _pooler_dense(pooler) if name == "pooler" else dict(model.named_modules()).get(path)
+        if module is not None:
+            found[name] = linears.dimensions(module)
+    return found
+
+
+def _pooler_dense(pooler: nn.Module | None) -> nn.Module | None:
+    return pooler if pooler is None or isinstance(pooler, nn.Linear) else pooler.dense  # type: ignore[return-value]
+
+
+def _pooler(pooler: nn.Module | None, model: nn.Module, family: Family) -> Pooler | None:
+    dense = _pooler_dense(pooler)
+    if pooler is None or dense is None:
+        return None
+    activation: Callable[[Tensor], Tensor] = torch.tanh
+    norm = None
+    if family.pooler == "head":
+        activation, norm = pooler.act, pooler.norm  # type: ignore[assignment]
+    return Pooler(dense.weight, dense.bias, activation, norm)  # type: ignore[arg-type]
+
+
+def _language_model(config: PreTrainedConfig, family: Family, lm_head: nn.Module | None) -> LanguageModel:
+    scale = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) and family.encoder_decoder else 1.0
+    eps = getattr(config, "layer_norm_eps", 1e-12)
+    if lm_head is None:
+        return LanguageModel(scale=scale, eps=eps)
+    return LanguageModel(lm_head.weight, getattr(lm_head, "bias", None), scale, eps)  # type: ignore[arg-type]
+
+
+def _max_tokens(config: PreTrainedConfig, family: Family) -> int:
+    if family.positions == "none":
+        return UNLIMITED
+    reserved = config.pad_token_id + 1 if family.positions == "after_padding" else 0
+    return int(config.max_position_embeddings) - reserved
+
+
+def _install(model: nn.Module, config: PreTrainedConfig, family: Family, stage: Stage, fast: bool) -> None:
+    number = 0
+    for which, layers in enumerate(family.layers):
+        first = number
+        for layer in layers_of(model, layers):
+            if fast:
+                linears.prepack(layer, layers.feed_forward)
+            for name, module in _modules(layer, layers).items():
+                linears.tap(module, f"layers.{number}.{name}", stage)
+            sites.install(layer, number, layers.sites, stage, family.hooked)
+            _tap_attentions(layer, layers, number, first, config, family, model, which)
+            _tap_norms(layer, layers, number, stage)
+            _tap_levels(layer, number, stage)
+            number += 1
+    if "embedding_projection" in family.linears:
+        projection = dict(model.named_modules()).get(family.linears["embedding_projection"])
+        if projection is not None:
+            linears.tap(projection, "embedding_projection", stage)
+    _tap_embeddings(model, family, stage)
+    if family.encoder_decoder:
+        for stack in ("encoder", "decoder"):
+            _tap_norm(model.get_submodule(f"{stack}.final_layer_norm"), f"final.{stack}", stage)
+
+
+def _tap_attentions(
+    layer: nn.Module, layers: Layers, number: int, first: int, config: PreTrainedConfig, family: Family, model: nn.Module, which: int
+) -> None:
+    """Tells each attention its rule, and hands its input on, for gates on prefixes."""
+    for group, path in layers.attentions.items():
+        module = layer.get_submodule(path)
+        causal = family.causal or (which == 1 and group == "self")
+        window = getattr(module, "sliding_window", None)
+        bias = _relative_bias(model, layers, path) if family.encoder_decoder and group != "cross" else None
+        module.turret_rule = Rule(number, group, causal, None if window is None else window - 1, bias, first)  # type: ignore[assignment]
+        module.forward = _attending(module.forward, family.encoder_decoder)
+
+
+def _attending(inner: Callable[..., Any], relative: bool) -> Callable[..., Any]:
+    """An attention's forward that leaves its input with the running state. T5's own position bias, [T, T], is never made."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        kwargs["running"].attention_input = hidden[0]
+        if relative:
+            kwargs["position_bias"] = hidden
+        return inner(*args, **kwargs)
+
+    return forward
+
+
+def _relative_bias(model: nn.Module, layers: Layers, path: str) -> Callable[[int, int], Tensor]:
+    """T5's relative positions from the table of the stack's first layer: (queries, keys) -> [heads, queries, keys], kept by size."""
+    table: Any = layers_of(model, layers)[0].get_submodule(path)
+    kept: dict[tuple[int, int], Tensor] = {}
+
+    def bias(queries: int, keys: int) -> Tensor:
+        if (queries, keys) not in kept:
+            if len(kept) >= 256:
+                kept.clear()
+            kept[queries, keys] = table.compute_bias(queries, keys)[0]
+        return kept[queries, keys]
+
+    return bias
+
+
+def _tap_norms(layer: nn.Module, layers: Layers, number: int, stage: Stage) -> None:
+    for name, path in layers.norms.items():
+        _tap_norm(layer.get_submodule(path), f"layers.{number}.{name}", stage)
+
+
+def _tap_norm(norm: nn.Module, address: str, stage: Stage) -> None:
+    """Lets rows have a weight of their own in a T5LayerNorm (y = x / rms(x) * weight)."""
+    inner = norm.forward
+    eps: float = norm.variance_epsilon  # type: ignore[assignment]
+
+    def forward(x: Tensor) -> Tensor:
+        y: Tensor = inner(x)
+        for (start, end), weight in stage.now().level.norms.get(address, ()):
+            rows = x[0, start:end].float()
+            y[0, start:end] = (rows * torch.rsqrt(rows.pow(2).mean(-1, keepdim=True) + eps)).to(weight.dtype) * weight
+        return y
+
+    norm.forward = forward
+
+
+def _tap_levels(layer: nn.Module, number: int, stage: Stage) -> None:
+    """Moves to the plan's next level where one begins: the sequences that part there are gathered."""
+    inner = layer.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        running = stage.now()
+        gather = running.enter(number)
+        if gather is not None:
+            if args:
+                args = (args[0].index_select(1, gather), *args[1:])
+            else:
+                kwargs["hidden_states"] = kwargs["hidden_states"].index_select(1, gather)
+        origin = running.level.origin
+        if origin is not None and kwargs.get("position_embeddings") is not None:
+            kwargs["position_embeddings"] = tuple(t.index_select(1, origin) for t in kwargs["position_embeddings"])
+        return inner(*args, **kwargs)
+
+    layer.forward = forward
+
+
+def _tap_embeddings(model: nn.Module, family: Family, stage: Stage) -> None:
+    def after(module: nn.Module, change: Callable[[Any, Tensor], Tensor]) -> None:
+        inner = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            output: Tensor = inner(*args, **kwargs)
+            work = stage.now().plan.embeddings
+            return output if work is None else change(work, output[0]).unsqueeze(0)
+
+        module.forward = forward
+
+    if family.words == family.embeddings:
+        after(model.get_submodule(family.words), lambda work, output: work.at_embeddings(work.at_words(output)))
+        return
+    if not family.encoder_decoder:
+        after(model.get_submodule(family.words), lambda work, output: work.at_words(output))
+    after(model.get_submodule(family.embeddings), lambda work, output: work.at_embeddings(output))
+
+
 def fingerprint(config: PreTrainedConfig, model: nn.Module) -> str:
-    """sha256 over the settings that matter and every float32 tensor (name, shape, bytes) but the pooler's, in name order."""
+    """sha256 over the settings that matter and every float32 tensor (name, shape, bytes) but the heads', in name order."""
     digest = hashlib.sha256()
     settings = {key: getattr(config, key, None) for key in _FINGERPRINTED}
-    digest.update(json.dumps([config.model_type, settings], sort_keys=True).encode())
+    if config.model_type not in _FIRST_FAMILIES:
+        settings |= {key: getattr(config, key) for key in _FINGERPRINTED_LATER if getattr(config, key, None) is not None}
+    digest.update(json.dumps([config.model_type, settings], sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith("lm_head."):
+            continue
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(np.ascontiguousarray(tensor.numpy()).data)
     return f"sha256:{digest.hexdigest()}"

@@ -1,8 +1,9 @@
 """Banks: adapters of one shape, side by side on the device, ready for the delta form `s += Up(f(Down(z)))`.
 
-A bank holds, for each site of its shape, `[slots, ...]` tensors; one adapter lives in one slot of all of them. The weights lie
-as the products need them (Down [H, d], Up [d, H]) with the scaling folded into Up, which is exact algebra. Growing copies the
-bank into one of twice the slots, so a slot keeps its number.
+A bank holds, for each site of its shape, `[slots, ...]` tensors; one adapter lives in one slot of all of them. Dense weights lie
+as the products need them (Down [H, d], Up [d, H]); Kronecker layers stay in their factors, a few KB an adapter, and the dense
+form of the slots that a batch needs is made for that batch at each site (`methods/phm.py`). The scaling is folded into Up, which is
+exact algebra. Growing copies the bank into one of twice the slots, so a slot keeps its number.
 """
 
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from adapter_store.methods import Bottleneck
 from server.methods.activations import ACTIVATIONS
-from server.methods.bottleneck import BottleneckWeights, DeltaInput, delta_input, scale
+from server.methods.bottleneck import BottleneckWeights, Dense, DeltaInput, Projection, delta_input, dense, scale
+from server.methods.phm import Kronecker, expand
 
-SiteIndex = int
-Views = tuple[Tensor, Tensor, Tensor, Tensor]
+SiteIndex = str
+Named = dict[str, Tensor]
 
 FIRST_CAPACITY = 8
 
@@ -31,21 +33,21 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class BankShape:
-    """What adapters must have in common to share a bank: input, activation, hidden size and the width at each site."""
+    """What adapters must have in common to share a bank: input, activation, and the shapes of their tensors at each site."""
 
     input: DeltaInput
     activation: str
-    hidden_size: int
-    widths: tuple[tuple[SiteIndex, int], ...]
+    sites: tuple[tuple[SiteIndex, tuple[tuple[str, tuple[int, ...]], ...]], ...]
 
     @classmethod
     def of(cls, config: Bottleneck, weights: dict[SiteIndex, BottleneckWeights]) -> "BankShape | None":
         """The shape of an adapter in its delta form; None if its switches do not allow that form."""
         form = delta_input(config)
-        if form is None:
+        if form is None or not weights:
             return None
-        widths = tuple((site, w.down_weight.shape[0]) for site, w in sorted(weights.items()))
-        return cls(form, config.non_linearity, next(iter(weights.values())).down_weight.shape[1], widths)
+        laid = {site: _laid_out(config, at_site) for site, at_site in sorted(weights.items())}
+        shapes = tuple((site, tuple((name, tuple(t.shape)) for name, t in tensors.items())) for site, tensors in laid.items())
+        return cls(form, config.non_linearity, shapes)
 
 
 class Bank:
@@ -53,37 +55,33 @@ class Bank:
 
     def __init__(self, shape: BankShape, device: torch.device, dtype: torch.dtype) -> None:
         self.shape = shape
-        self.sites = frozenset(site for site, _ in shape.widths)
+        self.sites = frozenset(site for site, _ in shape.sites)
         self._activation = ACTIVATIONS[shape.activation]
         self._device, self._dtype = device, dtype
-        self._tensors: dict[SiteIndex, Views] = {}
-        self._views: dict[SiteIndex, list[Views]] = {}
+        self._tensors: dict[SiteIndex, Named] = {}
+        self._views: dict[SiteIndex, list[tuple[Tensor, ...]]] = {}
         self._free: list[int] = []
+        self._capacity = 0
         self._grow(FIRST_CAPACITY)
 
     @property
     def capacity(self) -> int:
         """Number of slots, free or taken."""
-        return len(next(iter(self._views.values())))
+        return self._capacity
 
     @property
     def slot_bytes(self) -> int:
         """Bytes of one slot on the device."""
-        hidden, size = self.shape.hidden_size, self._dtype.itemsize
-        return size * sum(2 * hidden * width + width + hidden for _, width in self.shape.widths)
+        return self._dtype.itemsize * sum(t[0].numel() for tensors in self._tensors.values() for t in tensors.values())
 
     def put(self, config: Bottleneck, weights: dict[SiteIndex, BottleneckWeights]) -> int:
         """Copies an adapter into a free slot and returns the slot."""
         if not self._free:
-            self._grow(2 * self.capacity)
+            self._grow(2 * self._capacity)
         slot = self._free.pop()
-        for site, w in weights.items():
-            down, down_bias, up, up_bias = self._views[site][slot]
-            factor = scale(config, w)
-            down.copy_(w.down_weight.t())
-            down_bias.copy_(w.down_bias)
-            up.copy_(w.up_weight.t() * factor)
-            up_bias.copy_(w.up_bias * factor)
+        for site, at_site in weights.items():
+            for name, tensor in _laid_out(config, at_site).items():
+                self._tensors[site][name][slot].copy_(tensor)
         return slot
 
     def free(self, slot: int) -> None:
@@ -92,34 +90,72 @@ class Bank:
 
     def weights(self, slot: int) -> dict[SiteIndex, BottleneckWeights]:
         """The adapter of a slot as plain weights (views), scaling already folded in: use it with scaling 1.0."""
-        return {
-            site: BottleneckWeights(down.t(), down_bias, up.t(), up_bias)
-            for site, views in self._views.items()
-            for down, down_bias, up, up_bias in (views[slot],)
-        }
+        return {site: self.at_site(site, slot) for site in self._tensors}
+
+    def at_site(self, site: SiteIndex, slot: int) -> BottleneckWeights:
+        """The same, at one site."""
+        tensors = {name: tensor[slot] for name, tensor in self._tensors[site].items()}
+        return BottleneckWeights(_projection("down", tensors), _projection("up", tensors))
 
     def add_delta(self, site: SiteIndex, segments: tuple[Segment, ...], z: Tensor, s: Tensor) -> None:
         """s[a:b] += Up(f(Down(z[a:b]))) for each segment, in place; z and s are [T, H]."""
-        views, activation = self._views[site], self._activation
+        views, activation = self._dense(site, segments), self._activation
         for segment in segments:
             down, down_bias, up, up_bias = views[segment.slot]
             rows = slice(segment.start, segment.end)
             hidden = activation(torch.addmm(down_bias, z[rows], down))
             s[rows].addmm_(hidden, up).add_(up_bias)
 
+    def _dense(self, site: SiteIndex, segments: tuple[Segment, ...]) -> "dict[int, tuple[Tensor, ...]] | list[tuple[Tensor, ...]]":
+        """(Down, bias, Up, bias) of the slots of a batch; of a bank of factors they are made here."""
+        if site in self._views:
+            return self._views[site]
+        slots = sorted({segment.slot for segment in segments})
+        tensors = {name: tensor[slots] for name, tensor in self._tensors[site].items()}
+        down, up = (expand(tensors[f"{name}.rule"], tensors.get(f"{name}.left"), tensors[f"{name}.right"]) for name in ("down", "up"))
+        return dict(zip(slots, zip(down, tensors["down.bias"], up, tensors["up.bias"], strict=True), strict=True))
+
     def _grow(self, capacity: int) -> None:
-        taken = self.capacity if self._views else 0
-        for site, width in self.shape.widths:
-            hidden = self.shape.hidden_size
-            shapes = ((hidden, width), (width,), (width, hidden), (hidden,))
-            new = [torch.empty(capacity, *shape, device=self._device, dtype=self._dtype) for shape in shapes]
-            for old, tensor in zip(self._tensors.get(site, ()), new, strict=False):
-                tensor[: len(old)].copy_(old)
-            self._tensors[site] = (new[0], new[1], new[2], new[3])
-            self._views[site] = list(zip(*(tensor.unbind(0) for tensor in new), strict=True))
-        self._free.extend(reversed(range(taken, capacity)))
+        old = self._capacity
+        for site, shapes in self.shape.sites:
+            grown = {name: torch.empty((capacity, *shape), device=self._device, dtype=self._dtype) for name, shape in shapes}
+            for name, tensor in self._tensors.get(site, {}).items():
+                grown[name][:old].copy_(tensor)
+            self._tensors[site] = grown
+            if "down" in grown:
+                self._views[site] = list(zip(grown["down"], grown["down.bias"], grown["up"], grown["up.bias"], strict=True))
+        self._free += range(capacity - 1, old - 1, -1)
+        self._capacity = capacity
+
+
+def _laid_out(config: Bottleneck, weights: BottleneckWeights) -> Named:
+    """An adapter's tensors at one site as a bank keeps them. Factors cannot hold a scaling per channel: then they are made dense."""
+    factor = scale(config, weights)
+    down, up = weights.down, weights.up
+    if isinstance(up, Dense) or (isinstance(factor, Tensor) and factor.numel() > 1):
+        down, up = dense(down), dense(up)
+        return {
+            "down": down.weight.t(),
+            "down.bias": down.bias,
+            "up": up.weight.t() * factor,
+            "up.bias": up.bias * factor,
+        }
+    assert isinstance(down, Kronecker)
+    return _factors("down", down, 1.0) | _factors("up", up, factor)
+
+
+def _factors(name: str, layer: Kronecker, factor: Tensor | float) -> Named:
+    bias = layer.rule.new_zeros(layer.outputs) if layer.bias is None else layer.bias
+    tensors = {f"{name}.rule": layer.rule, f"{name}.right": layer.right * factor, f"{name}.bias": bias * factor}
+    return tensors if layer.left is None else tensors | {f"{name}.left": layer.left}
+
+
+def _projection(name: str, tensors: Named) -> Projection:
+    if name in tensors:
+        return Dense(tensors[name].t(), tensors[f"{name}.bias"])
+    return Kronecker(tensors[f"{name}.rule"], tensors.get(f"{name}.left"), tensors[f"{name}.right"], tensors[f"{name}.bias"])
 
 
 def unscaled(config: Bottleneck) -> Bottleneck:
-    """The config that goes with `Bank.weights`, where the scaling is already in Up."""
+    """The config of an adapter that comes out of a bank, whose scaling is in its weights."""
     return config.model_copy(update={"scaling": 1.0})

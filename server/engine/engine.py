@@ -1,72 +1,71 @@
-"""The engine: packages in, batches through the backbone, numpy out. It belongs to one thread, which owns the device."""
+"""The engine: packages on the device, setups compiled into programs, batches run. Belongs to one thread; knows no HTTP and no store."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence as Rows
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from adapter_store.manifest import Manifest
-from adapter_store.methods import Bottleneck
-from server.core import Array, Batch, Sequence
+from adapter_store.manifest import Head, Manifest
+from server.core import Batch, Outputs, Sequence, Setup, pack, setup_digests
 from server.engine import heads
 from server.engine.backbone import Backbone
-from server.engine.bank import Bank, BankShape, SiteIndex, unscaled
+from server.engine.bank import Bank, BankShape
 from server.engine.heads import HeadWeights
 from server.engine.loader import LoadedPackage, load_package
-from server.engine.program import Delta, Program, SiteWeights, plan, stacked
-from server.methods.bottleneck import BottleneckWeights
+from server.engine.plan import Row, own_tokens, plan
+from server.engine.program import BARE, Program, Resident, compile_setup
+from server.engine.running import Running, Span
 
-
-@dataclass(slots=True, eq=False)
-class _Resident:
-    """A package on the device: one slot per adapter that has a delta form, the weights of the others, the head."""
-
-    slots: list[tuple[Bottleneck, Bank, int]]
-    others: list[tuple[Bottleneck, dict[SiteIndex, BottleneckWeights]]]
-    head: HeadWeights | None
+Named = dict[str, Tensor]
 
 
 class Engine:
     """Runs batches of rows of many routes on one backbone.
 
-    `fast=False` sends every adapter through the step-by-step twin of the banks; the tests hold the two equal.
+    `fast=False` sends every adapter through the step-by-step twin of the banks and folded fusions, and every row through all
+    layers by itself; the tests hold the two equal.
     """
 
     def __init__(self, backbone: Backbone, fast: bool = True) -> None:
         self.backbone = backbone
         self._fast = fast
         self._banks: dict[BankShape, Bank] = {}
-        self._residents: dict[str, _Resident] = {}
-        self._programs: dict[tuple[str, ...], Program] = {}
+        self._residents: dict[str, Resident] = {}
+        self._programs: dict[Setup, Program] = {}
 
     def read(self, path: Path, manifest: Manifest) -> LoadedPackage:
         """Reads a validated package's file onto the device. Safe to call from any thread; `load` then takes it in."""
-        return load_package(path, manifest, self.backbone.family, self.backbone.device, self.backbone.dtype)
+        return load_package(path, manifest, self.backbone.device, self.backbone.dtype)
 
     def load(self, digest: str, package: LoadedPackage) -> None:
         """Gives a package its slots. Loading what is resident does nothing."""
         if digest in self._residents:
             return
-        resident = _Resident([], [], package.head)
-        for config, weights in package.adapters:
-            shape = BankShape.of(config, weights) if self._fast and weights else None
-            if shape is None:
-                resident.others.append((config, weights))
-                continue
-            bank = self._banks.get(shape)
-            if bank is None:
-                bank = self._banks[shape] = Bank(shape, self.backbone.device, self.backbone.dtype)
-            resident.slots.append((config, bank, bank.put(config, weights)))
-        self._residents[digest] = resident
+        package = self._tied(package)
+        shape = BankShape.of(*package.bottleneck) if self._fast and package.bottleneck else None
+        if shape is None or package.bottleneck is None:
+            self._residents[digest] = Resident(package)
+            return
+        bank = self._banks.get(shape)
+        if bank is None:
+            bank = self._banks[shape] = Bank(shape, self.backbone.device, self.backbone.dtype)
+        slot = bank.put(*package.bottleneck)
+        # What the bank holds need not be held twice: the package keeps its config and the addresses.
+        config, at_sites = package.bottleneck
+        slim = LoadedPackage(**{name: getattr(package, name) for name in LoadedPackage.__slots__} | {"bottleneck": (config, bank.weights(slot))})
+        assert slim.bottleneck is not None
+        assert slim.bottleneck[1].keys() == at_sites.keys()
+        self._residents[digest] = Resident(slim, bank, slot)
 
     def unload(self, digest: str) -> None:
         """Frees a package's slots. No batch that names it may be waiting."""
         resident = self._residents.pop(digest)
-        for _, bank, slot in resident.slots:
-            bank.free(slot)
-        self._programs = {stack: program for stack, program in self._programs.items() if digest not in stack}
+        if resident.bank is not None:
+            resident.bank.free(resident.slot)
+        self._programs = {setup: program for setup, program in self._programs.items() if digest not in set(setup_digests(setup))}
 
     @property
     def resident(self) -> frozenset[str]:
@@ -74,56 +73,185 @@ class Engine:
         return frozenset(self._residents)
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> list[Array]:
-        """One float32 array per row of the batch, in its order; what it holds is the row's `Readout`."""
-        stacks = {row.route.adapters for row in batch.rows} - {()}
-        hidden = self.backbone.forward(batch, plan(batch, {stack: self._program(stack) for stack in stacks}))
-        return [output.float().cpu().numpy() for output in self._read_out(batch, hidden)]
+    def run(self, batch: Batch) -> list[Outputs]:
+        """The named float32 arrays of each row of the batch, in its order; what they are is the row's `Readout`."""
+        programs = [self._program(row.route.setup) for row in batch.rows]
+        first = [
+            Row(row.input_ids, row.type_ids, program, self._key(place, row))
+            for place, (row, program) in enumerate(zip(batch.rows, programs, strict=True))
+        ]
+        explained = any(row.readout.explain for row in batch.rows)
+        encoded, running = self.backbone.forward(plan(first, self.backbone.streams[0]), explained)
+        spans = running.plan.spans
+        hidden = {place: self._own(first[place], encoded, spans[place]) for place in range(len(first))}
+        outputs: dict[int, Named] = {}
+        if explained:
+            _explain(outputs, batch.rows, running)
+        decoded = self._decode(batch.rows, programs, encoded, spans, explained, outputs) if len(self.backbone.streams) > 1 else {}
+        self._read_out(batch.rows, programs, first, encoded, spans, hidden, decoded, outputs)
+        return [{name: tensor.float().cpu().numpy() for name, tensor in outputs[place].items()} for place in range(len(batch.rows))]
 
-    def _program(self, stack: tuple[str, ...]) -> Program:
-        program = self._programs.get(stack)
+    def greedy(self, rows: Rows[Sequence], max_new_tokens: int, eos_token_id: int | None = None) -> list[list[int]]:
+        """The tokens that a language-model head finds likeliest, one after the other, for each row; no cache, so every step runs whole.
+
+        A decoder-only row is continued; an encoder-decoder's decoder begins with the row's `decoder_ids`. The row's readout must be
+        logits. A row ends after `eos_token_id`.
+        """
+        made: list[list[int]] = [[] for _ in rows]
+        for _ in range(max_new_tokens):
+            places = [i for i, tokens in enumerate(made) if not tokens or tokens[-1] != eos_token_id]
+            if not places:
+                break
+            batch, order = pack([_longer(rows[i], made[i]) for i in places])
+            outputs = self.run(batch)
+            for i, place in zip(places, order, strict=True):
+                made[i].append(int(np.argmax(outputs[place]["logits"][-1])))
+        return made
+
+    def _key(self, place: int, row: Sequence) -> object:
+        """Equal keys are equal inputs, whose rows may be one sequence for a while."""
+        return (row.input_ids.tobytes(), row.type_ids.tobytes()) if self._fast else place
+
+    def _tied(self, package: LoadedPackage) -> LoadedPackage:
+        """A language-model head that is a copy of the word embeddings is not held twice."""
+        if package.head is not None and "head.decoder.weight" in package.head.tensors:
+            decoder, words = package.head.tensors["head.decoder.weight"], self.backbone.words
+            if decoder.shape == words.shape and torch.equal(decoder, words):
+                package.head.tensors["head.decoder.weight"] = words
+        return package
+
+    def _program(self, setup: Setup | None) -> Program:
+        if setup is None:
+            return BARE
+        program = self._programs.get(setup)
         if program is None:
-            program = self._programs[stack] = self._compile(stack)
+            program = self._programs[setup] = compile_setup(setup, self._residents, self._fast)
         return program
 
-    def _compile(self, stack: tuple[str, ...]) -> Program:
-        residents = [self._residents[digest] for digest in stack]
-        if len(residents) == 1 and len(residents[0].slots) == 1 and not residents[0].others:
-            _, bank, slot = residents[0].slots[0]
-            return Delta(bank, slot)
-        adapters: list[tuple[Bottleneck, SiteWeights]] = []
-        for resident in residents:
-            adapters += [(unscaled(config), bank.weights(slot)) for config, bank, slot in resident.slots]
-            adapters += resident.others
-        return stacked(adapters)
+    def _decode(
+        self, rows: Rows[Sequence], programs: Rows[Program], encoded: Tensor, spans: Rows[Span], explained: bool, outputs: dict[int, Named]
+    ) -> dict[int, Tensor]:
+        """The decoder's last hidden state of each row that has decoder tokens."""
+        places = sorted((i for i, row in enumerate(rows) if row.decoder_ids is not None), key=lambda i: rows[i].tokens - len(rows[i].input_ids))
+        if not places:
+            return {}
+        second = []
+        for place in places:
+            ids = rows[place].decoder_ids
+            assert ids is not None
+            second.append(Row(ids, np.zeros_like(ids), programs[place], place, spans[place]))
+        hidden, running = self.backbone.decode(plan(second, self.backbone.streams[1]), encoded, explained)
+        if explained:
+            _explain(outputs, [rows[place] for place in places], running, places)
+        return {place: hidden[start:end] for place, (start, end) in zip(places, running.plan.spans, strict=True)}
 
-    def _read_out(self, batch: Batch, hidden: Tensor) -> list[Tensor]:
-        spans = list(zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True))
-        outputs: dict[int, Tensor] = {}
-        by_head: dict[str, list[int]] = defaultdict(list)
-        for place, (row, (start, end)) in enumerate(zip(batch.rows, spans, strict=True)):
+    @staticmethod
+    def _own(row: Row, hidden: Tensor, span: Span) -> Tensor:
+        """The row's own tokens, without a prompt's."""
+        pieces = [hidden[span[0] + a : span[0] + b] for a, b in own_tokens(row)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _read_out(
+        self,
+        rows: Rows[Sequence],
+        programs: Rows[Program],
+        first: Rows[Row],
+        encoded: Tensor,
+        spans: Rows[Span],
+        hidden: dict[int, Tensor],
+        decoded: dict[int, Tensor],
+        outputs: dict[int, Named],
+    ) -> None:
+        by_head: dict[tuple[str | None, Head], list[int]] = defaultdict(list)
+        for place, row in enumerate(rows):
+            named = outputs.setdefault(place, {})
             match row.readout.output:
                 case "hidden":
-                    outputs[place] = hidden[start:end]
+                    named["hidden"] = decoded.get(place, hidden[place])
+                case "encoder_hidden":
+                    named["hidden"] = hidden[place]
                 case "embedding":
-                    outputs[place] = heads.embedding(hidden[start:end], row.readout)
+                    named["embedding"] = heads.embedding(hidden[place], row.readout)
                 case "logits":
-                    by_head[_head_digest(row)].append(place)
-        for digest, places in by_head.items():
-            weights = self._residents[digest].head
-            assert weights is not None
-            answers = heads.logits(weights, hidden, [spans[place] for place in places], self.backbone.pooler)
-            outputs.update(zip(places, answers, strict=True))
-        return [outputs[place] for place in range(len(batch.rows))]
+                    if row.route.head is None:
+                        raise ValueError(f"'{row.route.model}' has no head to read logits from")
+                    by_head[row.route.head_digest, row.route.head].append(place)
+        last = {place: decoded.get(place, hidden[place]) for place in range(len(rows))}
+        for (digest, head), places in by_head.items():
+            weights = self._head(digest, head)
+            if head.type in ("tagging", "question_answering"):
+                answers = heads.tokens_logits(weights, [last[place] for place in places])
+            elif head.type == "dependency_parsing":
+                answers = [heads.parsed(weights, last[place], rows[place].word_starts) for place in places]
+            elif heads.is_language_model(head):
+                answers = [self._language(weights, rows[place], programs[place], last[place]) for place in places]
+            else:
+                features = [
+                    self._sentence(head, rows[place], hidden[place], decoded.get(place), encoded, spans[place], first[place]) for place in places
+                ]
+                nodes = [programs[place].linears.get("pooler") for place in places]
+                answers = heads.sentence_logits(weights, features, self.backbone.pooler, nodes)
+            for place, answer in zip(places, answers, strict=True):
+                outputs[place].update(answer)
+
+    def _head(self, digest: str | None, head: Head) -> HeadWeights:
+        if digest is None:
+            return HeadWeights(head, {})
+        weights = self._residents[digest].package.head
+        assert weights is not None
+        return weights
+
+    def _language(self, weights: HeadWeights, row: Sequence, program: Program, hidden: Tensor) -> Named:
+        chosen = hidden if row.readout.positions is None else hidden[list(row.readout.positions)]
+        return heads.language_logits(weights, chosen, self.backbone.language_model, program.invertible)
+
+    def _sentence(
+        self, head: Head, row: Sequence, hidden: Tensor, decoded: Tensor | None, encoded: Tensor, span: Span, first: Row
+    ) -> Tensor:
+        """The vector [H] that a sentence head reads."""
+        if (head.pooling or self.backbone.pooling) == "mean":
+            return hidden.mean(dim=0)
+        match self.backbone.family.classify:
+            case "first":
+                return encoded[span[0]] if not first.program.prompt or not first.program.prompt[0].after_first else hidden[0]
+            case "last":
+                padding = self.backbone.config.pad_token_id
+                real = len(row.input_ids) if padding is None else int((row.input_ids != padding).sum())
+                return hidden[real - 1]
+            case "eos":
+                ends = np.flatnonzero(row.input_ids == self.backbone.config.eos_token_id)
+                if decoded is None or not len(ends) or ends[-1] >= decoded.shape[0]:
+                    raise ValueError("a classification head of this family reads the decoder where the input has its last end token")
+                return decoded[int(ends[-1])]
 
 
-def _head_digest(row: Sequence) -> str:
-    if row.route.head_digest is None:
-        raise ValueError(f"'{row.route.model}' has no head to read logits from")
-    return row.route.head_digest
+def _explain(outputs: dict[int, Named], rows: Rows[Sequence], running: Running, places: Rows[int] | None = None) -> None:
+    """The fusions' attention of each row that asked, from what the sites noted by sequence."""
+    assert running.attentions is not None
+    noted: dict[Span, Named] = defaultdict(dict)
+    for address, works in running.attentions.items():
+        _, layer, site = address.split(".")
+        for number, spans, attention in works:
+            parts = torch.split(attention, [end - start for start, end in spans])
+            for span, part in zip(spans, parts, strict=True):
+                noted[span][f"attention.{layer}.{site}.{number}"] = part
+    for place, (row, span) in enumerate(zip(rows, running.plan.spans, strict=True)):
+        if row.readout.explain:
+            outputs.setdefault(place if places is None else places[place], {}).update(noted.get(span, {}))
+
+
+def _longer(row: Sequence, tokens: list[int]) -> Sequence:
+    """A row with the tokens made so far behind it."""
+    more = np.array(tokens, dtype=np.int64)
+    if row.decoder_ids is not None:
+        return Sequence(row.route, row.input_ids, row.type_ids, row.readout, np.concatenate([row.decoder_ids, more]), row.word_starts)
+    ids, types = np.concatenate([row.input_ids, more]), np.concatenate([row.type_ids, np.zeros_like(more)])
+    return Sequence(row.route, ids, types, row.readout, None, row.word_starts)
 
 
 def set_threads(count: int) -> None:
     """Number of threads of one operation on the CPU; 0 leaves torch's own choice."""
     if count > 0:
         torch.set_num_threads(count)
+
+

@@ -1,40 +1,69 @@
 """Heads on the device: from the last hidden state of the rows of one head to their raw outputs."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear, normalize
+from torch import Tensor
+from torch.nn.functional import layer_norm, linear, normalize
 
-from adapter_store.manifest import Head
+from adapter_store.manifest import LM_HEADS, Head
 from server.core import Readout
 from server.methods.activations import ACTIVATIONS
+from server.methods.invertible import InvertibleWeights
+from server.methods.lora import Node, adapt, scaled_input
+
+Named = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadWeights:
-    """A head's Linear layers, ([out, in], [out] or None) each, in order."""
+    """A head and its tensors, under the names of the shape law."""
 
     head: Head
-    layers: tuple[tuple[Tensor, Tensor | None], ...]
+    tensors: Named
 
     @classmethod
-    def of(cls, head: Head, tensors: dict[str, Tensor]) -> "HeadWeights":
-        """The head of a package from its tensors, under the names of the shape law."""
-        return cls(head, tuple((tensors[f"head.{i}.weight"], tensors.get(f"head.{i}.bias")) for i in range(head.layers)))
+    def of(cls, head: Head, tensors: Named) -> "HeadWeights":
+        """The head of a package from all of its tensors."""
+        return cls(head, {name: tensor for name, tensor in tensors.items() if name.startswith("head.")})
 
     def apply(self, features: Tensor) -> Tensor:
-        """Raw logits [n, labels] from features [n, H]: Linear, activation, Linear ..."""
+        """Raw logits [n, outputs] from features [n, H]: Linear, activation, Linear ..."""
         act = ACTIVATIONS[self.head.activation or "linear"]
-        for number, (weight, bias) in enumerate(self.layers):
+        for number in range(self.head.layers):
+            weight, bias = self.tensors[f"head.{number}.weight"], self.tensors.get(f"head.{number}.bias")
             features = linear(features if number == 0 else act(features), weight, bias)
         return features
 
 
-def pooled(pooler: nn.Module, first: Tensor) -> Tensor:
-    """The backbone's pooler on first tokens [n, H]; it takes [n, tokens, H] and reads token 0."""
-    output: Tensor = pooler(first.unsqueeze(1))
-    return output
+@dataclass(frozen=True, slots=True, eq=False)
+class Pooler:
+    """The backbone's pooler: activation(W x + b), with a norm after it in ModernBERT's prediction head."""
+
+    weight: Tensor
+    bias: Tensor | None
+    activation: Callable[[Tensor], Tensor] = torch.tanh
+    norm: Callable[[Tensor], Tensor] | None = None
+
+    def apply(self, features: Tensor, node: Node | None = None) -> Tensor:
+        """[n, H] to [n, H]; `node` is what the row's adapters do to the dense."""
+        read = features if node is None else scaled_input(node, features)
+        y = linear(read, self.weight, self.bias)
+        y = self.activation(y if node is None else adapt(node, read, y))
+        return y if self.norm is None else self.norm(y)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LanguageModel:
+    """What language-model heads take from the backbone: its own head's weight [V, E] and bias (None where it has none), the scale
+
+    of the last hidden state before any such head (T5 with tied embeddings), and the epsilon of their norms."""
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    scale: float = 1.0
+    eps: float = 1e-12
 
 
 def embedding(hidden: Tensor, readout: Readout) -> Tensor:
@@ -43,13 +72,64 @@ def embedding(hidden: Tensor, readout: Readout) -> Tensor:
     return normalize(vector, dim=0) if readout.normalize else vector
 
 
-def logits(weights: HeadWeights, hidden: Tensor, spans: list[tuple[int, int]], pooler: nn.Module | None) -> list[Tensor]:
-    """The raw outputs of all rows of one head: [labels] each, or [tokens, labels] for tagging. `hidden` is [T, H]."""
-    if weights.head.type == "tagging":
-        tokens = hidden[spans[0][0] : spans[0][1]] if len(spans) == 1 else torch.cat([hidden[a:b] for a, b in spans])
-        return list(torch.split(weights.apply(tokens), [b - a for a, b in spans]))
-    first = hidden[[a for a, _ in spans]]
+def tokens_logits(weights: HeadWeights, rows: Sequence[Tensor]) -> list[Named]:
+    """Tagging and question answering: every token of each row, [tokens, H] each."""
+    logits = weights.apply(rows[0] if len(rows) == 1 else torch.cat(list(rows)))
+    parts = torch.split(logits, [row.shape[0] for row in rows])
+    if weights.head.type == "question_answering":
+        return [{"start": part[:, 0], "end": part[:, 1]} for part in parts]
+    return [{"logits": part} for part in parts]
+
+
+def sentence_logits(
+    weights: HeadWeights, features: Sequence[Tensor], pooler: Pooler | None, nodes: Sequence[Node | None]
+) -> list[Named]:
+    """Sentence heads: one vector [H] per row; `nodes` are what the rows' adapters do to the pooler's dense."""
+    if weights.head.own_pooler:
+        pooler = Pooler(weights.tensors["head.pooler.weight"], weights.tensors["head.pooler.bias"])
+    vectors = torch.stack(list(features))
     if weights.head.use_pooler:
         assert pooler is not None
-        first = pooled(pooler, first)
-    return list(weights.apply(first).unbind(0))
+        if all(node is None for node in nodes):
+            vectors = pooler.apply(vectors)
+        else:
+            vectors = torch.cat([pooler.apply(vectors[i : i + 1], node) for i, node in enumerate(nodes)])
+    return [{"logits": row} for row in weights.apply(vectors).unbind(0)]
+
+
+def language_logits(weights: HeadWeights, hidden: Tensor, model: LanguageModel, invertible: InvertibleWeights | None) -> Named:
+    """A language-model head on some tokens of a row, [n, H] to [n, V]."""
+    head, tensors = weights.head, weights.tensors
+    hidden = hidden * model.scale
+    if head.layers == 0:
+        assert model.weight is not None
+        return {"logits": linear(hidden, model.weight, model.bias)}
+    if head.layers == 2:
+        hidden = linear(hidden, tensors["head.dense.weight"], tensors["head.dense.bias"])
+        hidden = ACTIVATIONS[head.activation or "linear"](hidden)
+        if head.norm:
+            hidden = layer_norm(hidden, hidden.shape[-1:], tensors["head.norm.weight"], tensors["head.norm.bias"], model.eps)
+        if head.invert and invertible is not None:
+            hidden = invertible.inverse(hidden)
+    return {"logits": linear(hidden, tensors["head.decoder.weight"], tensors.get("head.decoder.bias"))}
+
+
+def parsed(weights: HeadWeights, hidden: Tensor, word_starts: Sequence[int]) -> Named:
+    """Biaffine dependency parsing (Dozat and Manning, arXiv 1611.01734) as the `adapters` library does it.
+
+    A word is the mean of its tokens; the candidate heads are the first token (the root) and the words. arcs [words, words + 1],
+    relations [words, words + 1, R]. `word_starts` ends with the token behind the last word.
+    """
+    edges = list(zip(word_starts, word_starts[1:], strict=False))
+    words = torch.stack([hidden[start:end].mean(dim=0) for start, end in edges]) if edges else hidden[:0]
+    heads = torch.cat((hidden[:1], words))
+    deps_one = torch.cat((words, words.new_ones(words.shape[0], 1)), dim=1)
+    heads_one = torch.cat((heads, heads.new_ones(heads.shape[0], 1)), dim=1)
+    arcs = torch.einsum("xi,ij,yj->xy", deps_one, weights.tensors["head.arcs"][0], heads)
+    relations = torch.einsum("xi,oij,yj->xyo", deps_one, weights.tensors["head.relations"], heads_one)
+    return {"arcs": arcs, "relations": relations}
+
+
+def is_language_model(head: Head) -> bool:
+    """Whether a head answers with a word of the vocabulary."""
+    return head.type in LM_HEADS

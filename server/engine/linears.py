@@ -1,54 +1,127 @@
-"""The backbone's frozen Linears on the CPU in float32: weights in oneDNN's own layout, laid out once, bias and GELU in the same pass.
+"""The backbone's linears: prepacked for the CPU, and tapped so that LoRA and (IA)^3 can act on them.
 
-y = x W^T + b, and for the feed-forward's first dense GELU(x W^T + b), through the operators that torch.compile's freezing emits.
-`prepack` changes how a number is computed, never which: the model without it is the slow twin. Where torch was built without
-oneDNN, and on other devices and dtypes, nothing is changed.
+`prepack` lays the frozen weights out once as oneDNN wants them in float32, bias and GELU in the same pass: y = x W^T + b, and for
+the feed-forward's first dense GELU(x W^T + b), through the operators that torch.compile's freezing emits. It changes how a
+number is computed, never which: the model without it is the slow twin. Where torch was built without oneDNN, and on other
+devices and dtypes, nothing is changed.
+`tap` lets rows with a LoRA or an (IA)^3 there change x or y. Between a dense and its fused GELU nothing can act: then the batch
+takes the plain product and the GELU comes after.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
+from transformers.pytorch_utils import Conv1D
 
-from server.engine.families import Family
+from server.engine.sites import Tokens
+from server.methods.lora import LoRAWeights, Node, adapt, scaled_input
+
+if TYPE_CHECKING:
+    from server.engine.running import Stage
+
+Product = Callable[[Tensor], Tensor]
 
 
-def prepack(model: nn.Module, family: Family) -> int:
-    """Prepacks every Linear of the model's layers, giving up torch's own copy of the weights. Returns how many were."""
-    if not _possible(model):
+@dataclass(frozen=True, slots=True)
+class NodeTokens:
+    """The tokens of one node at a linear: pieces that each lie together, a row each where an answer depends on the whole row."""
+
+    node: Node
+    tokens: tuple[Tokens, ...]
+    at_input: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LinearWork:
+    """All that a batch has to do at one linear; tokens that are not named are bare."""
+
+    nodes: tuple[NodeTokens, ...]
+
+    def apply(self, x: Tensor, product: Product) -> Tensor:
+        """y [T, out] for x [T, in]."""
+        read = x
+        for work in self.nodes:
+            if work.at_input:
+                read = x.clone() if read is x else read
+                for tokens in work.tokens:
+                    tokens.put(read, scaled_input(work.node, tokens.take(x)))
+        y = product(read.unsqueeze(0))[0]
+        for work in self.nodes:
+            for tokens in work.tokens:
+                if isinstance(work.node, LoRAWeights) and work.node.gate_weight is None and tokens.indices is None:
+                    rows = tokens.take(read)
+                    tokens.take(y).addmm_(torch.mm(rows, work.node.a.t()), work.node.b.t(), alpha=work.node.scaling)
+                else:
+                    tokens.put(y, adapt(work.node, tokens.take(read), tokens.take(y)))
+        return y
+
+
+def prepack(layer: nn.Module, feed_forward: tuple[str, str] | None) -> int:
+    """Prepacks every Linear of a layer, giving up torch's own copy of the weights. Returns how many were."""
+    if not _possible(layer):
         return 0
+    dense, activation = (layer.get_submodule(name) for name in feed_forward) if feed_forward else (None, None)
+    fused = type(activation) is GELUActivation and activation.act is torch.nn.functional.gelu
     count = 0
-    for layer in model.get_submodule(family.layers).children():
-        dense, activation = (layer.get_submodule(name) for name in family.feed_forward)
-        fused = type(activation) is GELUActivation and activation.act is torch.nn.functional.gelu
-        for module in layer.modules():
-            if isinstance(module, nn.Linear):
-                _replace(module, "gelu" if fused and module is dense else "none")
-                count += 1
-        if fused:
-            activation.forward = _identity
+    for module in layer.modules():
+        if isinstance(module, nn.Linear):
+            _replace(module, fused and module is dense)
+            count += 1
+    if fused and activation is not None:
+        activation.forward = _identity
     return count
 
 
-def _possible(model: nn.Module) -> bool:
-    parameter = next(model.parameters())
+def _possible(layer: nn.Module) -> bool:
+    parameter = next(layer.parameters())
     built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     available = built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return available and parameter.device.type == "cpu" and parameter.dtype == torch.float32
 
 
-def _replace(module: nn.Linear, activation: str) -> None:
+def _replace(module: nn.Linear, fused: bool) -> None:
     weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), None)
     bias = None if module.bias is None else module.bias.detach()
     product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
 
     def forward(x: Tensor) -> Tensor:
-        return product(x, weight, bias, activation, [], "none")
+        return product(x, weight, bias, "gelu" if fused else "none", [], "none")
+
+    def plain(x: Tensor) -> Tensor:
+        return product(x, weight, bias, "none", [], "none")
 
     module.forward = forward  # type: ignore[method-assign, assignment]
     module.weight = None  # type: ignore[assignment]
+    if fused:
+        module.turret_plain = plain  # type: ignore[assignment]
 
 
 def _identity(x: Tensor) -> Tensor:
     return x
+
+
+def tap(module: nn.Module, address: str, stage: "Stage") -> None:
+    """Lets the work that a batch has at `address` act on a linear; a fused GELU is undone for such a batch."""
+    inner: Product = module.forward
+    plain: Product | None = getattr(module, "turret_plain", None)
+
+    def forward(x: Tensor) -> Tensor:
+        work = stage.now().level.linears.get(address)
+        if work is None:
+            return inner(x)
+        y = work.apply(x[0], plain or inner).unsqueeze(0)
+        return y if plain is None else torch.nn.functional.gelu(y)
+
+    module.forward = forward
+
+
+def dimensions(module: nn.Module) -> tuple[int, int]:
+    """(in, out) of a linear: torch's Linear, or GPT-2's Conv1D, whose weight lies [in, out]."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    assert isinstance(module, Conv1D)
+    return module.nx, module.nf

@@ -1,6 +1,7 @@
-"""From a package's file to tensors on the device, sorted by method and site."""
+"""From a package's file to tensors on the device, sorted by method and address."""
 
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -8,38 +9,137 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adapter_store.manifest import Manifest
-from adapter_store.methods import Bottleneck
-from server.engine.bank import SiteIndex
-from server.engine.families import Family
+from adapter_store.methods import IA3, Backbone, Bottleneck, Fusion, Invertible, LoRA, Norms, Prefix, Prompt
 from server.engine.heads import HeadWeights
-from server.methods.bottleneck import BottleneckWeights
+from server.methods.bottleneck import BottleneckWeights, Dense, Projection
+from server.methods.fusion import FusionWeights
+from server.methods.invertible import InvertibleWeights
+from server.methods.lora import LoRAWeights, Part, ScaleWeights
+from server.methods.phm import Kronecker
+from server.methods.prefix import PrefixWeights, reparametrised
+
+Named = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedPackage:
-    """A package's tensors as the engine takes them in: adapters in the manifest's order, and the head."""
+    """A package's tensors as the engine takes them in, by address. A method that the package lacks is None or empty."""
 
-    adapters: tuple[tuple[Bottleneck, dict[SiteIndex, BottleneckWeights]], ...]
-    head: HeadWeights | None
+    bottleneck: tuple[Bottleneck, dict[str, BottleneckWeights]] | None = None
+    fusion: tuple[Fusion, dict[str, FusionWeights]] | None = None
+    linears: dict[str, tuple[Part, ...]] = field(default_factory=dict)
+    prefixes: dict[tuple[int, str], PrefixWeights] = field(default_factory=dict)
+    shift: int = 0
+    prompt: tuple[Prompt, Tensor] | None = None
+    invertible: InvertibleWeights | None = None
+    norms: Named = field(default_factory=dict)
+    head: HeadWeights | None = None
 
 
-def load_package(path: Path, manifest: Manifest, family: Family, device: torch.device, dtype: torch.dtype) -> LoadedPackage:
+def load_package(path: Path, manifest: Manifest, device: torch.device, dtype: torch.dtype) -> LoadedPackage:
     """Reads a file that the store has validated. Safe to call from any thread."""
     tensors = {name: tensor.to(device, dtype) for name, tensor in load_file(path).items()}
-    adapters = tuple(
-        (config, _by_site(config, manifest, family, {name: tensors[f"{part}.{name}"] for name in config.tensors(manifest.backbone)}))
-        for part, config in manifest.methods.items()
-    )
+    return package_of(manifest, tensors)
+
+
+def package_of(manifest: Manifest, tensors: Named) -> LoadedPackage:
+    """A package from its tensors, under the names of the shape law."""
+    bottleneck = fusion = prompt = invertible = None
+    linears: dict[str, list[Part]] = defaultdict(list)
+    prefixes: dict[tuple[int, str], PrefixWeights] = {}
+    norms: Named = {}
+    shift = 0
+    for part, config in manifest.methods.items():
+        own = {name: tensors[f"{part}.{name}"] for name in config.tensors(manifest.backbone)}
+        match config:
+            case Bottleneck():
+                bottleneck = (config, _bottlenecks(config, own))
+            case Fusion():
+                fusion = (config, _fusions(own))
+            case LoRA() | IA3():
+                for address, weights in _parts(config, own):
+                    linears[address].append(weights)
+            case Prefix():
+                prefixes = _prefixes(config, own, manifest.backbone)
+                shift = config.prefix_length if config.shift_positions else 0
+            case Prompt():
+                prompt = (config, own["embedding"])
+            case Invertible():
+                invertible = _invertible(config, own)
+            case Norms():
+                norms = {name.removesuffix(".weight"): tensor for name, tensor in own.items()}
     head = None if manifest.head is None else HeadWeights.of(manifest.head, tensors)
-    return LoadedPackage(adapters, head)
+    by_address = {address: tuple(parts) for address, parts in linears.items()}
+    return LoadedPackage(bottleneck, fusion, by_address, prefixes, shift, prompt, invertible, norms, head)
 
 
-def _by_site(config: Bottleneck, manifest: Manifest, family: Family, tensors: dict[str, Tensor]) -> dict[SiteIndex, BottleneckWeights]:
-    """`layers.3.mh.down.weight` -> the weights of site 3 * sites + the place of mh, with `down_weight` set."""
-    places = {modules.site: place for place, modules in enumerate(family.sites)}
-    fields: dict[SiteIndex, dict[str, Tensor]] = {}
+def _by_address(tensors: Named) -> dict[str, Named]:
+    """`layers.3.mh.down.weight` -> "layers.3.mh": {"down.weight": ...}."""
+    sites: dict[str, Named] = defaultdict(dict)
     for name, tensor in tensors.items():
-        _, layer, site, field = name.split(".", 3)
-        index = int(layer) * len(family.sites) + places[site]  # type: ignore[index]
-        fields.setdefault(index, {})[field.replace(".", "_")] = tensor
-    return {index: BottleneckWeights(**weights) for index, weights in sorted(fields.items())}
+        if name.startswith("layers."):
+            _, layer, site, field_name = name.split(".", 3)
+            sites[f"layers.{layer}.{site}"][field_name] = tensor
+    return dict(sites)
+
+
+def _bottlenecks(config: Bottleneck, tensors: Named) -> dict[str, BottleneckWeights]:
+    shared = {name.removeprefix("shared."): tensor for name, tensor in tensors.items() if name.startswith("shared.")}
+    sites = {}
+    for address, own in _by_address(tensors).items():
+        others = {name.replace(".", "_"): t for name, t in own.items() if not name.startswith(("down.", "up."))}
+        down, up = (_projection(config, name, own, shared) for name in ("down", "up"))
+        sites[address] = BottleneckWeights(down, up, **others)
+    return sites
+
+
+def _projection(config: Bottleneck, name: str, own: Named, shared: Named) -> Projection:
+    if not config.phm_layer:
+        return Dense(own[f"{name}.weight"], own[f"{name}.bias"])
+    weights = shared if config.shared_W_phm else own
+    rules, prefix = (shared, "") if config.shared_phm_rule else (own, f"{name}.")
+    rule = rules[f"{prefix}rule_left"] @ rules[f"{prefix}rule_right"] if config.factorized_phm_rule else rules[f"{prefix}rule"]
+    bias = own.get(f"{name}.bias")
+    if config.factorized_phm_W:
+        return Kronecker(rule, weights[f"{name}.w_left"], weights[f"{name}.w_right"], bias)
+    return Kronecker(rule, None, weights[f"{name}.w"], bias)
+
+
+def _fusions(tensors: Named) -> dict[str, FusionWeights]:
+    by_site = _by_address(tensors)
+    return {address: FusionWeights(**{name.replace(".", "_"): t for name, t in own.items()}) for address, own in by_site.items()}
+
+
+def _parts(config: LoRA | IA3, tensors: Named) -> list[tuple[str, Part]]:
+    def gate(address: str) -> tuple[Tensor | None, Tensor | None]:
+        return tensors.get(f"{address}.gate.weight"), tensors.get(f"{address}.gate.bias")
+
+    if isinstance(config, LoRA):
+        return [
+            (address, LoRAWeights(tensors[f"{address}.a"], tensors[f"{address}.b"], config.scaling_of(address), *gate(address)))
+            for address in config.modules
+        ]
+    parts: list[tuple[str, Part]] = [
+        (address, ScaleWeights(tensors[f"{address}.scale"], config.scaling, False, *gate(address))) for address in config.outputs
+    ]
+    return parts + [(address, ScaleWeights(tensors[f"{address}.scale"], config.scaling, True)) for address in config.inputs]
+
+
+def _prefixes(config: Prefix, tensors: Named, backbone: Backbone) -> dict[tuple[int, str], PrefixWeights]:
+    prefixes = {}
+    for group in config.groups:
+        layers = config.layers(group, backbone)
+        if config.flat:
+            whole = tensors[f"{group}.prefix"]
+        else:
+            first, second = ((tensors[f"{group}.mlp.{i}.weight"], tensors[f"{group}.mlp.{i}.bias"]) for i in (0, 1))
+            whole = reparametrised(tensors[f"{group}.embedding"], first, second, config.non_linearity, len(layers))
+        for place, layer in enumerate(layers):
+            gate = (tensors.get(f"layers.{layer}.{group}.gate.{kind}") for kind in ("weight", "bias"))
+            prefixes[layer, group] = PrefixWeights(whole[:, 2 * place], whole[:, 2 * place + 1], *gate)
+    return prefixes
+
+
+def _invertible(config: Invertible, tensors: Named) -> InvertibleWeights:
+    f, g = (tuple((tensors[f"{net}.{i}.weight"], tensors[f"{net}.{i}.bias"]) for i in (0, 1)) for net in ("f", "g"))
+    return InvertibleWeights((f[0], f[1]), (g[0], g[1]), config.non_linearity)

@@ -1,75 +1,178 @@
-"""Programs: what a stack of adapters does at each site, compiled once per stack and then run flat.
+"""Programs: what a setup does at every place of the model, compiled once per setup and then run flat.
 
-A stack of one adapter in its delta form becomes a slot of a bank (`Delta`); everything else follows the library's order of
-operations row by row (`Stacked`). `plan` turns the rows of a batch into each site's work.
+At a site, one adapter in its delta form becomes a slot of a bank, a fusion of plain adapters is folded into two products, and
+everything else follows the library's order of operations step by step (`methods/composition.py`). At a linear a setup becomes a
+chain of LoRA and (IA)^3 parts; prefixes, invertible adapter, prompt and tuned norms are looked up once.
 """
 
-from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 
-from adapter_store.methods import Bottleneck
-from server.core import Batch
-from server.engine.bank import Bank, Segment, SiteIndex
-from server.engine.sites import DeltaWork, Plan, SiteWork, StackWork
-from server.methods.bottleneck import Acting, BottleneckWeights
+from torch import Tensor
 
-Stack = tuple[str, ...]
+from adapter_store.methods import Prompt
+from server.core import Average, Fuse, Setup, Stack, Use, setup_fusions, setup_uses
+from server.engine.attention import Prefixes
+from server.engine.bank import Bank
+from server.engine.loader import LoadedPackage
+from server.methods import composition, lora
+from server.methods.bottleneck import BottleneckWeights, DeltaInput, delta_input
+from server.methods.fusion import Folded, fold, foldable
+from server.methods.invertible import InvertibleWeights
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """One adapter in a slot of a bank."""
+class CompositionError(ValueError):
+    """A setup that is not defined for its members; the sentence says which and why."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resident:
+    """A package on the device. `slot` is its bottleneck's place in a bank, where that has a delta form."""
+
+    package: LoadedPackage
+    bank: Bank | None = None
+    slot: int = 0
+
+    def at_site(self, address: str) -> BottleneckWeights | None:
+        """The weights of the package's bottleneck at one site."""
+        if self.bank is not None:
+            return self.bank.at_site(address, self.slot) if address in self.bank.sites else None
+        return None if self.package.bottleneck is None else self.package.bottleneck[1].get(address)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """A delta-form adapter at a site."""
 
     bank: Bank
     slot: int
 
 
-@dataclass(frozen=True, slots=True)
-class Stacked:
-    """The adapters that act at each site, first to last."""
+@dataclass(frozen=True, slots=True, eq=False)
+class FoldedFusion:
+    """A folded fusion at a site, and what it reads."""
 
-    sites: Mapping[SiteIndex, tuple[Acting, ...]]
-
-
-Program = Delta | Stacked
-SiteWeights = dict[SiteIndex, BottleneckWeights]
+    folded: Folded
+    input: DeltaInput
+    number: int
 
 
-def stacked(adapters: list[tuple[Bottleneck, SiteWeights]]) -> Stacked:
-    """The step-by-step program of adapters that act one after the other; one without a module at a site is skipped there."""
-    sites: dict[SiteIndex, list[Acting]] = defaultdict(list)
-    for config, weights in adapters:
-        for site, at_site in weights.items():
-            sites[site].append((config, at_site))
-    return Stacked({site: tuple(acting) for site, acting in sites.items()})
+AtSite = Slot | FoldedFusion | composition.Node
 
 
-def plan(batch: Batch, programs: Mapping[Stack, Program]) -> Plan:
-    """Each site's work for a batch; `programs` has one for every stack of the batch but the empty one."""
-    segments: dict[int, list[Segment]] = defaultdict(list)
-    banks: dict[int, Bank] = {}
-    stacks: dict[SiteIndex, list[StackWork]] = defaultdict(list)
-    for row, start, end in zip(batch.rows, batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
-        if not row.route.adapters:
-            continue
-        program = programs[row.route.adapters]
-        if isinstance(program, Delta):
-            banks[id(program.bank)] = program.bank
-            _extend(segments[id(program.bank)], start, end, program.slot)
-        else:
-            for site, acting in program.sites.items():
-                stacks[site].append(StackWork(start, end, acting))
-    deltas: dict[SiteIndex, list[DeltaWork]] = defaultdict(list)
-    for key, bank in banks.items():
-        work = DeltaWork(bank, tuple(segments[key]))
-        for site in bank.sites:
-            deltas[site].append(work)
-    return {site: SiteWork(tuple(deltas[site]), tuple(stacks[site])) for site in deltas.keys() | stacks.keys()}
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """A setup compiled. `signature` says by layer what acts there (-1: at the embeddings): equal entries compute the same."""
+
+    sites: Mapping[str, AtSite] = field(default_factory=dict)
+    linears: Mapping[str, lora.Node] = field(default_factory=dict)
+    prefixes: Mapping[tuple[int, str], Prefixes] = field(default_factory=dict)
+    shift: int = 0
+    prompt: tuple[Prompt, Tensor] | None = None
+    invertible: InvertibleWeights | None = None
+    norms: Mapping[str, Tensor] = field(default_factory=dict)
+    signature: Mapping[int, Hashable] = field(default_factory=dict)
 
 
-def _extend(segments: list[Segment], start: int, end: int, slot: int) -> None:
-    """Adds [start, end) of a slot, as part of the last segment where it continues it."""
-    if segments and segments[-1].end == start and segments[-1].slot == slot:
-        start = segments.pop().start
-    segments.append(Segment(start, end, slot))
+BARE = Program()
+
+
+def compile_setup(setup: Setup, residents: Mapping[str, Resident], fast: bool) -> Program:
+    """The program of a setup; raises CompositionError where it is not defined for its members."""
+    uses = [residents[digest].package for digest in setup_uses(setup)]
+    numbers = {fuse: number for number, fuse in enumerate(setup_fusions(setup))}
+    sites: dict[str, AtSite] = {}
+    for address in dict.fromkeys(address for package in uses if package.bottleneck for address in package.bottleneck[1]):
+        node = _node(setup, address, residents, numbers)
+        if node is not None:
+            sites[address] = _fastest(node, address, residents) if fast else node
+    linears: dict[str, lora.Node] = {}
+    for address in dict.fromkeys(address for package in uses for address in package.linears):
+        linear = _linear_node(setup, address, residents)
+        if linear is not None:
+            linears[address] = linear
+    prefixes: dict[tuple[int, str], Prefixes] = {}
+    for package in uses:
+        for place, weights in package.prefixes.items():
+            prefixes[place] = (*prefixes.get(place, ()), weights)
+    first = uses[0]
+    norms = {name: tensor for package in uses for name, tensor in package.norms.items()}
+    shift = sum(package.shift for package in uses)
+    return Program(
+        sites, linears, prefixes, shift, first.prompt, first.invertible, norms, _signature(setup, sites, linears, prefixes, norms, first, shift)
+    )
+
+
+def _signature(
+    setup: Setup,
+    sites: Mapping[str, AtSite],
+    linears: Mapping[str, lora.Node],
+    prefixes: Mapping[tuple[int, str], Prefixes],
+    norms: Mapping[str, Tensor],
+    first: LoadedPackage,
+    shift: int,
+) -> dict[int, Hashable]:
+    """Layers at which anything acts are told apart by the whole setup; what acts nowhere else is shared."""
+    acting = {int(name.split(".")[1]) for name in (*sites, *linears, *norms) if name.startswith("layers.")}
+    acting |= {layer for layer, _ in prefixes}
+    signature: dict[int, Hashable] = dict.fromkeys(acting, setup)
+    if first.prompt is not None or first.invertible is not None or shift or "embedding_projection" in linears:
+        signature[-1] = setup
+    return signature
+
+
+def _node(setup: Setup, address: str, residents: Mapping[str, Resident], numbers: Mapping[Setup, int]) -> composition.Node | None:
+    """The setup at one site, without what has no module there."""
+    match setup:
+        case Use(digest):
+            resident = residents[digest]
+            weights = resident.at_site(address)
+            if weights is None or resident.package.bottleneck is None:
+                return None
+            config = resident.package.bottleneck[0]
+            unscaled = config.model_copy(update={"scaling": 1.0}) if resident.bank is not None else config
+            return composition.Adapter(digest, unscaled, weights)
+        case Stack(children):
+            nodes = [node for child in children if (node := _node(child, address, residents, numbers)) is not None]
+            return None if not nodes else nodes[0] if len(nodes) == 1 else composition.Stacked(tuple(nodes))
+        case Average(children, mean_weights):
+            found = tuple(_node(child, address, residents, numbers) for child in children)
+            return None if all(node is None for node in found) else composition.Averaged(found, mean_weights)
+        case Fuse(fusion, children):
+            nodes = [node for child in children if (node := _node(child, address, residents, numbers)) is not None]
+            if not nodes:
+                return None
+            weights = residents[fusion].package.fusion
+            assert weights is not None
+            if address not in weights[1]:
+                raise CompositionError(f"members of the fusion act at {address}, where the fusion has no weights")
+            return composition.Fused(weights[0], weights[1][address], tuple(nodes), numbers[setup])
+
+
+def _fastest(node: composition.Node, address: str, residents: Mapping[str, Resident]) -> AtSite:
+    """The fast path of a node, where it has one."""
+    if isinstance(node, composition.Adapter):
+        resident = residents[node.digest]
+        return node if resident.bank is None else Slot(resident.bank, resident.slot)
+    if isinstance(node, composition.Fused) and all(isinstance(child, composition.Adapter) for child in node.children):
+        children = [child for child in node.children if isinstance(child, composition.Adapter)]
+        form = delta_input(children[-1].config.model_copy(update={"use_gating": False, "ln_after": False, "ln_before": False}))
+        if form is not None and foldable(node.config, [child.config for child in children]):
+            return FoldedFusion(fold(node.config, node.weights, [(child.config, child.weights) for child in children]), form, node.number)
+    return node
+
+
+def _linear_node(setup: Setup, address: str, residents: Mapping[str, Resident]) -> lora.Node | None:
+    """The setup at one linear, without what has nothing there."""
+    match setup:
+        case Use(digest):
+            parts = residents[digest].package.linears.get(address, ())
+            return None if not parts else parts[0] if len(parts) == 1 else lora.Chain(parts)
+        case Stack(children):
+            nodes = [node for child in children if (node := _linear_node(child, address, residents)) is not None]
+            return None if not nodes else nodes[0] if len(nodes) == 1 else lora.Chain(tuple(nodes))
+        case Average(children, weights):
+            found = tuple(_linear_node(child, address, residents) for child in children)
+            return None if all(node is None for node in found) else lora.Mean(found, weights)
+        case Fuse():
+            return None

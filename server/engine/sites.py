@@ -1,20 +1,55 @@
-"""Sites: the places in the backbone where adapters act, and the work that a batch has for each of them.
+"""Sites: the places in the backbone where bottleneck adapters and fusions act, and the work that a batch has for each of them.
 
-`install` taps transformers' own modules as the family's row says: the sub-layer's output h, the residual x, and the norm,
-which is where the site does its work: bare rows get norm(h + x), adapter rows what their program says. A site reads the
-batch's work from the `Stage`, which holds it for exactly one forward.
+`install` taps transformers' own modules as the family's row says: the sub-layer's output h, the residual x and, in post-norm
+models, the norm, which is where the site does its work there: bare rows get norm(h + x), adapter rows what their program says. In
+pre-norm models the layer adds h and x itself, and the site changes h. A site reads the batch's work from the `Stage`, which holds
+it for exactly one forward.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
-from server.engine.bank import Bank, Segment, SiteIndex
-from server.engine.families import Family
-from server.methods.bottleneck import Acting, Norm, stack
+from adapter_store.families import SiteModules
+from server.engine.bank import Bank, Segment
+from server.methods.bottleneck import DeltaInput, Norm
+from server.methods.composition import Node, after, run
+from server.methods.fusion import Folded
+
+if TYPE_CHECKING:
+    from server.engine.running import Stage
+
+Span = tuple[int, int]
+Attentions = list[tuple[int, tuple[Span, ...], Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Some tokens of a batch: the spans of the sequences they belong to, and their indices where they do not lie in one piece."""
+
+    spans: tuple[Span, ...]
+    indices: Tensor | None
+
+    @classmethod
+    def of(cls, spans: Sequence[Span], device: torch.device) -> "Tokens":
+        """The tokens of spans, in their order."""
+        whole = all(one[1] == other[0] for one, other in zip(spans, spans[1:], strict=False))
+        indices = None if whole else torch.cat([torch.arange(a, b, device=device) for a, b in spans])
+        return cls(tuple(spans), indices)
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """The tokens' rows of [T, n]: a view where they lie in one piece."""
+        return tensor[self.spans[0][0] : self.spans[-1][1]] if self.indices is None else tensor.index_select(0, self.indices)
+
+    def put(self, tensor: Tensor, rows: Tensor) -> None:
+        """Writes the tokens' rows of [T, n]."""
+        if self.indices is None:
+            tensor[self.spans[0][0] : self.spans[-1][1]] = rows
+        else:
+            tensor.index_copy_(0, self.indices, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,107 +61,152 @@ class DeltaWork:
 
 
 @dataclass(frozen=True, slots=True)
-class StackWork:
-    """One row [start, end) whose adapters go through the library's order of operations."""
+class FoldedWork:
+    """The tokens of one folded fusion at a site, and what the fusion reads."""
 
-    start: int
-    end: int
-    adapters: tuple[Acting, ...]
+    folded: Folded
+    input: DeltaInput
+    tokens: Tokens
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeWork:
+    """The tokens of one composition that goes step by step; `rows` are its sequences where an answer depends on the whole row."""
+
+    node: Node
+    tokens: tuple[Tokens, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class SiteWork:
-    """All that a batch has to do at one site; rows that are not named are bare."""
+    """All that a batch has to do at one site; tokens that are not named are bare."""
 
     deltas: tuple[DeltaWork, ...] = ()
-    stacks: tuple[StackWork, ...] = ()
+    folded: tuple[FoldedWork, ...] = ()
+    nodes: tuple[NodeWork, ...] = ()
 
-    def apply(self, site: SiteIndex, h: Tensor, x: Tensor, s: Tensor, norm: Norm) -> Tensor:
-        """The site's output for all tokens, [T, H], from h, x and s = h + x. Overwrites s, a temporary of the layer."""
-        answers = [stack(work.adapters, h[work.start : work.end], x[work.start : work.end], norm) for work in self.stacks]
-        inputs: dict[str, Tensor] = {"sublayer": h, "residual": x}
-        if any(delta.bank.shape.input == "norm" for delta in self.deltas):
-            inputs["norm"] = norm(s)
-        for delta in self.deltas:
-            delta.bank.add_delta(site, delta.segments, inputs[delta.bank.shape.input], s)
+    def after_norm(self, site: str, h: Tensor, x: Tensor, s: Tensor, norm: Norm, explained: Attentions | None) -> Tensor:
+        """A post-norm site's output for all tokens, [T, H], from h, x and s = h + x. Overwrites s, a temporary of the layer."""
+        answers = [(tokens, after(last, out, *pair, norm)) for tokens, out, last, pair in self._steps(h, x, norm, explained)]
+        inputs = self._inputs(h, x, lambda: norm(s))
+        self._add(site, inputs, s, explained)
         y = norm(s)
-        for work, answer in zip(self.stacks, answers, strict=True):
-            y[work.start : work.end] = answer
+        for tokens, answer in answers:
+            tokens.put(y, answer)
         return y
 
+    def before_sum(self, site: str, h: Tensor, x: Tensor, hooked: bool, explained: Attentions | None) -> Tensor:
+        """A pre-norm site's h for all tokens, [T, H], to which the layer adds x. Overwrites h, a temporary of the layer."""
+        answers = []
+        for tokens, out, last, (rows, residual) in self._steps(h, x, None, explained):
+            out = out + rows if last.is_parallel else out
+            answers.append((tokens, out if last.original_ln_after or hooked else out - residual))
+        inputs = self._inputs(h, x, lambda: h + x)
+        self._add(site, inputs, h, explained)
+        for tokens, answer in answers:
+            tokens.put(h, answer)
+        return h
 
-Plan = dict[SiteIndex, SiteWork]
+    def _steps(self, h: Tensor, x: Tensor, norm: Norm | None, explained: Attentions | None) -> list[tuple[Tokens, Tensor, Any, Any]]:
+        """What goes step by step: tokens, output, deciding config, and the tokens' own h and x."""
+        steps = []
+        for work in self.nodes:
+            for tokens in work.tokens:
+                rows, residual = tokens.take(h), tokens.take(x)
+                attentions: list[tuple[int, Tensor]] = []
+                out, last = run(work.node, rows, residual, norm, None if explained is None else attentions)
+                steps.append((tokens, out, last, (rows, residual)))
+                if explained is not None:
+                    explained += [(number, tokens.spans, attention) for number, attention in attentions]
+        return steps
 
+    def _inputs(self, h: Tensor, x: Tensor, normed: Callable[[], Tensor]) -> dict[DeltaInput, Tensor]:
+        read = {work.bank.shape.input for work in self.deltas} | {work.input for work in self.folded}
+        inputs: dict[DeltaInput, Tensor] = {"sublayer": h, "residual": x}
+        if "norm" in read:
+            inputs["norm"] = normed()
+        return inputs
 
-class Stage:
-    """Holds the plan of the batch that is running. One per backbone; entering it twice is an error."""
-
-    def __init__(self) -> None:
-        self.plan: Plan | None = None
-
-    @contextmanager
-    def running(self, plan: Plan) -> Iterator[None]:
-        """Sets the plan for one forward."""
-        if self.plan is not None:
-            raise RuntimeError("a forward is already running on this backbone")
-        self.plan = plan
-        try:
-            yield
-        finally:
-            self.plan = None
+    def _add(self, site: str, inputs: dict[DeltaInput, Tensor], total: Tensor, explained: Attentions | None) -> None:
+        """Adds every delta to `total`, in place."""
+        for delta in self.deltas:
+            delta.bank.add_delta(site, delta.segments, inputs[delta.bank.shape.input], total)
+        for work in self.folded:
+            z, out = work.tokens.take(inputs[work.input]), work.tokens.take(total)
+            attention = work.folded.add(z, out)
+            if work.tokens.indices is not None:
+                work.tokens.put(total, out)
+            if explained is not None:
+                explained.append((work.number, work.tokens.spans, attention))
 
 
 class Site:
-    """One site of one layer: takes h and x where they pass by, and answers in place of the norm."""
+    """One site of one layer: takes h and x where they pass by, and does its work."""
 
-    def __init__(self, index: SiteIndex, stage: Stage, norm: nn.Module) -> None:
-        self.index = index
+    def __init__(self, address: str, stage: "Stage", norm: Norm | None, hooked: bool) -> None:
+        self.address = address
         self._stage = stage
-        self._norm: Norm = norm.forward
+        self._norm = norm
+        self._hooked = hooked
         self.h: Tensor | None = None
         self.x: Tensor | None = None
 
-    def forward(self, s: Tensor) -> Tensor:
-        """norm(s) for bare rows, the adapters' answer for the others; s = h + x is [1, T, H]."""
-        if self._stage.plan is None:
-            raise RuntimeError("the backbone was called outside of Backbone.forward")
-        work = self._stage.plan.get(self.index)
+    def at_norm(self, s: Tensor) -> Tensor:
+        """In place of a post-norm model's norm; s = h + x is [1, T, H]."""
+        running = self._stage.now()
+        work = running.level.sites.get(self.address)
         h, x, self.h, self.x = self.h, self.x, None, None
+        assert self._norm is not None
         if work is None:
             return self._norm(s)
         assert h is not None
         assert x is not None
-        return work.apply(self.index, h[0], x[0], s[0], self._norm).unsqueeze(0)
+        return work.after_norm(self.address, h[0], x[0], s[0], self._norm, self._explained()).unsqueeze(0)
+
+    def at_sublayer(self, h: Tensor) -> Tensor:
+        """Behind a pre-norm model's sub-layer; h is [1, T, H]."""
+        work = self._stage.now().level.sites.get(self.address)
+        x, self.x = self.x, None
+        if work is None:
+            return h
+        assert x is not None
+        return work.before_sum(self.address, h[0], x[0], self._hooked, self._explained()).unsqueeze(0)
+
+    def _explained(self) -> Attentions | None:
+        attentions = self._stage.now().attentions
+        return None if attentions is None else attentions.setdefault(self.address, [])
 
 
-def install(model: nn.Module, family: Family, stage: Stage) -> int:
-    """Installs the family's sites in a model's layers and returns how many there are. Site index: layer * sites + site."""
-    layers: Sequence[nn.Module] = list(model.get_submodule(family.layers).children())
-    for number, layer in enumerate(layers):
-        for place, modules in enumerate(family.sites):
-            norm = layer.get_submodule(modules.norm)
-            site = Site(number * len(family.sites) + place, stage, norm)
-            _tap_output(layer.get_submodule(modules.sublayer), site)
-            _tap_input(layer.get_submodule(modules.residual) if modules.residual else layer, site)
-            norm.forward = site.forward
-    return len(layers) * len(family.sites)
+def install(layer: nn.Module, number: int, sites: Sequence[SiteModules], stage: "Stage", hooked: bool) -> None:
+    """Installs the sites of one layer. Addresses are `layers.{number}.{site}`."""
+    for modules in sites:
+        norm = layer.get_submodule(modules.norm) if modules.norm else None
+        site = Site(f"layers.{number}.{modules.site}", stage, None if norm is None else norm.forward, hooked)
+        _tap_output(layer.get_submodule(modules.sublayer), site, changes=norm is None)
+        _tap_input(layer.get_submodule(modules.residual) if modules.residual else layer, site)
+        if norm is not None:
+            norm.forward = site.at_norm  # type: ignore[method-assign]
 
 
-def _tap_output(module: nn.Module, site: Site) -> None:
+def _tap_output(module: nn.Module, site: Site, changes: bool) -> None:
     inner: Callable[..., Tensor] = module.forward
 
-    def forward(*args: Any, **kwargs: Any) -> Tensor:
+    def keep(*args: Any, **kwargs: Any) -> Tensor:
         site.h = inner(*args, **kwargs)
         return site.h
 
-    module.forward = forward
+    def change(*args: Any, **kwargs: Any) -> Tensor:
+        return site.at_sublayer(inner(*args, **kwargs))
+
+    module.forward = change if changes else keep
 
 
 def _tap_input(module: nn.Module, site: Site) -> None:
     inner: Callable[..., Any] = module.forward
 
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        site.x = x
-        return inner(x, *args, **kwargs)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        site.x = args[0] if args else kwargs["hidden_states"]
+        return inner(*args, **kwargs)
 
     module.forward = forward

@@ -1,18 +1,19 @@
 """Bottleneck adapters: Houlsby et al. (arXiv 1902.00751), Pfeiffer et al. (2005.00247), parallel (He et al., 2110.04366).
 
 At a site, h [tokens, H] is the output of the sub-layer's last dense, x [tokens, H] the residual stream that entered the
-sub-layer and LN the backbone's own LayerNorm. With Down: H -> d and Up: d -> H,
+sub-layer and LN the backbone's own LayerNorm (none in a pre-norm model). With Down: H -> d and Up: d -> H,
 
     Houlsby    y = LN( Up(f(Down h)) + h + x )
     Pfeiffer   y = LN( Up(f(Down z)) + h + x ),  z = LN(h + x)
     parallel   y = LN( s * Up(f(Down x)) + h + x )
 
-All three are `LN(delta(input) + s)` with s = h + x: the *delta form*, which the engine computes for all rows of a batch at
-once (`delta_input`, `server/engine/bank.py`). Every other combination of the library's switches goes through `stack`, which
-follows the library's order of operations step by step and is the slow twin of the delta form.
+All three are `LN(delta(input) + h + x)`: the *delta form*, which the engine computes for all rows of a batch at once
+(`delta_input`, `server/engine/bank.py`). Every other combination of the library's switches, and every composition, follows the
+library's order of operations step by step (`server/methods/composition.py`), which is the slow twin of the delta form.
+Compacter is the same with Kronecker layers as Down and Up (`phm.py`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,7 @@ from torch.nn.functional import layer_norm, linear
 
 from adapter_store.methods import Bottleneck
 from server.methods.activations import ACTIVATIONS
+from server.methods.phm import Kronecker, kronecker
 
 Norm = Callable[[Tensor], Tensor]
 DeltaInput = Literal["norm", "sublayer", "residual"]
@@ -30,13 +32,26 @@ LAYER_NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BottleneckWeights:
-    """The tensors of one adapter at one site, under the names of the shape law. Linear weights are [out, in]."""
+class Dense:
+    """A torch Linear: weight [out, in], bias [out]."""
 
-    down_weight: Tensor
-    down_bias: Tensor
-    up_weight: Tensor
-    up_bias: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    @property
+    def outputs(self) -> int:
+        return self.weight.shape[0]
+
+
+Projection = Dense | Kronecker
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BottleneckWeights:
+    """The tensors of one adapter at one site."""
+
+    down: Projection
+    up: Projection
     scaling: Tensor | None = None
     gate_weight: Tensor | None = None
     gate_bias: Tensor | None = None
@@ -44,9 +59,6 @@ class BottleneckWeights:
     ln_before_bias: Tensor | None = None
     ln_after_weight: Tensor | None = None
     ln_after_bias: Tensor | None = None
-
-
-Acting = tuple[Bottleneck, BottleneckWeights]
 
 
 def delta_input(config: Bottleneck) -> DeltaInput | None:
@@ -61,52 +73,28 @@ def delta_input(config: Bottleneck) -> DeltaInput | None:
     return "norm" if config.original_ln_before else "sublayer"
 
 
-def stack(adapters: Sequence[Acting], h: Tensor, x: Tensor, norm: Norm) -> Tensor:
-    """The output of a site of one row, [tokens, H], where `adapters` act one after the other.
-
-    Gates average over the given tokens, so `h` and `x` must be those of one sequence.
-    """
-    out = h
-    for config, weights in adapters:
-        z, residual = _pre(config, out, x, norm)
-        out = _single(config, weights, z, residual)
-    return _post(adapters[-1][0], out, h, x, norm)
+def project(layer: Projection, x: Tensor) -> Tensor:
+    """Down or Up on [tokens, in]."""
+    if isinstance(layer, Dense):
+        return linear(x, layer.weight, layer.bias)
+    y = x @ kronecker(layer)
+    return y if layer.bias is None else y + layer.bias
 
 
-def _pre(config: Bottleneck, h: Tensor, x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-    """The adapter's input and its residual."""
-    if config.is_parallel:
-        return x, x
-    residual = h
-    z = h
-    if config.original_ln_before:
-        z = h + x
-        if config.residual_before_ln == "post_add":
-            residual = z
-        z = norm(z)
-    if config.residual_before_ln is False:
-        residual = z
-    return z, residual
-
-
-def _single(config: Bottleneck, weights: BottleneckWeights, z: Tensor, residual: Tensor) -> Tensor:
-    """The bottleneck itself with its own norms, gate and residual."""
-    out = up_projection(config, weights, z)
-    if weights.gate_weight is not None:
-        out = out * torch.sigmoid(linear(z, weights.gate_weight, weights.gate_bias)).mean(dim=0)
-    if config.is_parallel:
-        return _ln_after(weights, out)
-    if config.adapter_residual_before_ln:
-        return _ln_after(weights, out + residual)
-    return _ln_after(weights, out) + residual
+def dense(layer: Projection) -> Dense:
+    """Down or Up as a torch Linear, which computes the same."""
+    if isinstance(layer, Dense):
+        return layer
+    weight = kronecker(layer).t()
+    return Dense(weight, weight.new_zeros(weight.shape[0]) if layer.bias is None else layer.bias)
 
 
 def up_projection(config: Bottleneck, weights: BottleneckWeights, z: Tensor) -> Tensor:
     """scaling * Up(f(Down(LN_before(z)))), the adapter's output before gate and residual (AdapterFusion mixes these)."""
     if weights.ln_before_weight is not None:
         z = layer_norm(z, z.shape[-1:], weights.ln_before_weight, weights.ln_before_bias, LAYER_NORM_EPS)
-    hidden = ACTIVATIONS[config.non_linearity](linear(z, weights.down_weight, weights.down_bias))
-    return linear(hidden, weights.up_weight, weights.up_bias) * scale(config, weights)
+    hidden = ACTIVATIONS[config.non_linearity](project(weights.down, z))
+    return project(weights.up, hidden) * scale(config, weights)
 
 
 def scale(config: Bottleneck, weights: BottleneckWeights) -> Tensor | float:
@@ -117,14 +105,37 @@ def scale(config: Bottleneck, weights: BottleneckWeights) -> Tensor | float:
     return config.scaling
 
 
+def before(config: Bottleneck, h: Tensor, x: Tensor, norm: Norm | None) -> tuple[Tensor, Tensor]:
+    """The adapter's input and its residual. Without a norm (pre-norm models) x is added all the same."""
+    if config.is_parallel:
+        return x, x
+    residual = h
+    z = h
+    if config.original_ln_before:
+        z = h + x
+        if norm is not None:
+            if config.residual_before_ln == "post_add":
+                residual = z
+            z = norm(z)
+    if config.residual_before_ln is False:
+        residual = z
+    return z, residual
+
+
+def single(config: Bottleneck, weights: BottleneckWeights, z: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """The bottleneck itself with its own norms, gate and residual, and its raw up-projection. Gates average over the tokens given."""
+    up = up_projection(config, weights, z)
+    out = up
+    if weights.gate_weight is not None:
+        out = out * torch.sigmoid(linear(z, weights.gate_weight, weights.gate_bias)).mean(dim=0)
+    if config.is_parallel:
+        return _ln_after(weights, out), up
+    if config.adapter_residual_before_ln:
+        return _ln_after(weights, out + residual), up
+    return _ln_after(weights, out) + residual, up
+
+
 def _ln_after(weights: BottleneckWeights, out: Tensor) -> Tensor:
     if weights.ln_after_weight is None:
         return out
     return layer_norm(out, out.shape[-1:], weights.ln_after_weight, weights.ln_after_bias, LAYER_NORM_EPS)
-
-
-def _post(config: Bottleneck, out: Tensor, h: Tensor, x: Tensor, norm: Norm) -> Tensor:
-    """The site's end, governed by the last adapter that ran; without `original_ln_after` the output is left as it is."""
-    if config.is_parallel:
-        out = out + h
-    return norm(out + x) if config.original_ln_after else out

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from adapter_store.manifest import Head
 from adapter_store.methods import Bottleneck
 from adapter_store.package import open_package
-from server.core import Array, Pooling, Readout, Route, Sequence, pack
-from server.engine.attention import Packing, attend_each, attend_packed
+from server.core import Outputs, Pooling, Readout, Route, Sequence, Setup, Stack, Use, pack
+from server.engine.attention import Packing, Rule, attend_each, attend_packed
 from server.engine.backbone import Backbone, load_backbone
 from server.engine.bank import FIRST_CAPACITY, Bank, BankShape
 from server.engine.engine import Engine
-from server.methods.bottleneck import BottleneckWeights
+from server.methods.bottleneck import BottleneckWeights, Dense
 
 TOLERANCE = 1e-5
 
@@ -75,11 +75,11 @@ def twins(backbone: Backbone, folder: Path) -> Twins:
         data = tiny.adapter(config, head, seed)
         for engine in engines:
             load(engine, folder, name, data)
-        routes.append(Route(f"{name}#{head_name}", name, (name,), head, name))
+        routes.append(Route(f"{name}#{head_name}", name, Use(name), head, name))
     for number, stack in enumerate(STACKS):
         names = tuple(next(route for route in routes if route.model.startswith(f"{kind}-")) for kind in stack)
-        adapters = tuple(digest for route in names for digest in route.adapters)
-        routes.append(Route(f"stack-{number}", None, adapters, names[-1].head, names[-1].head_digest))
+        setup: Setup = Stack(tuple(route.setup for route in names if route.setup is not None))
+        routes.append(Route(f"stack-{number}", None, setup, names[-1].head, names[-1].head_digest))
     return Twins(*engines, tuple(routes))
 
 
@@ -92,16 +92,16 @@ def a_row(route: Route, chance: random.Random) -> Sequence:
     return Sequence(route, ids, types, chance.choice(readouts if route.head is None else [*readouts, Readout(), Readout()]))
 
 
-def run(engine: Engine, rows: list[Sequence]) -> list[Array]:
+def run(engine: Engine, rows: list[Sequence]) -> list[Outputs]:
     """One output per row, in the order given."""
     batch, places = pack(rows)
     outputs = engine.run(batch)
     return [outputs[place] for place in places]
 
 
-def worst(ones: list[Array], others: list[Array]) -> float:
-    assert [one.shape for one in ones] == [other.shape for other in others]
-    return max(float(np.abs(one - other).max()) for one, other in zip(ones, others, strict=True))
+def worst(ones: list[Outputs], others: list[Outputs]) -> float:
+    assert [{name: a.shape for name, a in one.items()} for one in ones] == [{name: a.shape for name, a in other.items()} for other in others]
+    return max(float(np.abs(one[name] - other[name]).max()) for one, other in zip(ones, others, strict=True) for name in one)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -140,7 +140,7 @@ def test_every_adapter_does_something(twins: Twins) -> None:
     outputs = run(twins.fast, [replace(row, route=route) for route in twins.routes])
     for i, one in enumerate(outputs):
         for other in outputs[i + 1 :]:
-            assert np.abs(one - other).max() > 1e-2
+            assert np.abs(one["hidden"] - other["hidden"]).max() > 1e-2
 
 
 def test_rows_on_a_golden_backbone(golden: Path, tmp_path: Path) -> None:
@@ -163,10 +163,12 @@ def test_packed_attention_equals_attention_by_sequence(lengths: list[int], seed:
     generator = torch.Generator().manual_seed(seed)
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
     packing = Packing.of(cu_seqlens)
-    assert [(start, count) for start, count, _ in packing.runs] == [(cu_seqlens[a], b - a) for a, b in pairwise(runs(lengths))]
+    assert [(run.start, run.count) for run in packing.runs] == [(cu_seqlens[a], b - a) for a, b in pairwise(runs(lengths))]
     q, k, v = (torch.randn(int(cu_seqlens[-1]), 4, 8, generator=generator) for _ in range(3))
-    for scaling in (None, 0.5):
-        one, other = attend_packed(q, k, v, scaling, packing), attend_each(q, k, v, scaling, packing)
+    x = torch.empty(int(cu_seqlens[-1]), 0)
+    rules = [Rule(0, "self"), Rule(0, "self", causal=True), Rule(0, "self", window=2), Rule(0, "self", causal=True, window=1)]
+    for scaling, rule in product((None, 0.5), rules):
+        one, other = attend_packed(q, k, v, scaling, packing, rule, x), attend_each(q, k, v, scaling, packing, rule, x)
         assert float((one - other).abs().max()) <= TOLERANCE
 
 
@@ -175,16 +177,21 @@ def runs(lengths: list[int]) -> list[int]:
     return [0, *(i for i in range(1, len(lengths)) if lengths[i] != lengths[i - 1]), len(lengths)]
 
 
-def weights_of(seed: int) -> dict[int, BottleneckWeights]:
+def weights_of(seed: int) -> dict[str, BottleneckWeights]:
     generator = torch.Generator().manual_seed(seed)
     shapes = ((4, 8), (4,), (8, 4), (8,))
-    return {site: BottleneckWeights(*(torch.randn(*shape, generator=generator) for shape in shapes)) for site in (1, 3)}
+
+    def at_site() -> BottleneckWeights:
+        down, down_bias, up, up_bias = (torch.randn(*shape, generator=generator) for shape in shapes)
+        return BottleneckWeights(Dense(down, down_bias), Dense(up, up_bias))
+
+    return {f"layers.{layer}.output": at_site() for layer in (1, 3)}
 
 
-def same(bank: Bank, slot: int, weights: Mapping[int, BottleneckWeights]) -> bool:
+def same(bank: Bank, slot: int, weights: Mapping[str, BottleneckWeights]) -> bool:
     held = bank.weights(slot)
-    pairs = [(getattr(held[s], f), getattr(w, f)) for s, w in weights.items() for f in ("down_weight", "down_bias", "up_weight", "up_bias")]
-    return all(torch.equal(one, other) for one, other in pairs)
+    pairs = [(getattr(held[site], name), getattr(w, name)) for site, w in weights.items() for name in ("down", "up")]
+    return all(torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias) for one, other in pairs)
 
 
 @pytest.fixture
@@ -219,7 +226,7 @@ def test_unload_and_load_answer_like_a_fresh_engine(backbone: Backbone, tmp_path
     chance = random.Random(7)
     kinds = [tiny.KINDS["pfeiffer"], tiny.KINDS["houlsby"], tiny.KINDS["gated"]]
     data = {f"p{i}": tiny.adapter(kinds[i % 3], tiny.classifier("a", "b"), seed=100 + i) for i in range(36)}
-    rows = {name: a_row(Route(name, name, (name,), tiny.classifier("a", "b"), name), chance) for name in data}
+    rows = {name: a_row(Route(name, name, Use(name), tiny.classifier("a", "b"), name), chance) for name in data}
     alone = {}
     for name, package in data.items():
         engine = Engine(backbone)
@@ -242,7 +249,7 @@ def test_loading_twice_does_nothing(backbone: Backbone, tmp_path: Path) -> None:
     engine = Engine(backbone)
     for seed in (0, 1):
         load(engine, tmp_path, "same", tiny.adapter(tiny.KINDS["pfeiffer"], tiny.classifier("a", "b"), seed))
-    row = a_row(Route("same", "same", ("same",), tiny.classifier("a", "b"), "same"), random.Random(0))
+    row = a_row(Route("same", "same", Use("same"), tiny.classifier("a", "b"), "same"), random.Random(0))
     first = Engine(backbone)
     load(first, tmp_path, "same", tiny.adapter(tiny.KINDS["pfeiffer"], tiny.classifier("a", "b"), 0))
     assert worst(run(engine, [row]), run(first, [row])) == 0.0
