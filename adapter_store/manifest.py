@@ -61,12 +61,14 @@ class Head(Frozen):
     own if `own_pooler`. tagging and question_answering (outputs "start" and "end"): the same on every token.
     dependency_parsing: biaffine attention (arXiv 1611.01734) over words, the labels are the relations.
     embedding: no tensors; `pooling` over the row's tokens, then L2-normalised if `normalize`.
+    last_token: where a decoder's last token is in a row that holds padding tokens: behind as many as are no padding, or the
+    rightmost that is none. scaled: reads the last hidden state as T5 scales it for its tied language-model head.
     Tensors: `head.{l}.weight` and `head.{l}.bias`, l = 0 .. layers-1; inner layers are [H, H] with a bias, the last is
     [labels, H] with one if `bias`. `head.pooler.{weight, bias}` [H, H]. `head.arcs` [1, H+1, H], `head.relations` [R, H+1, H+1].
 
     masked_lm, causal_lm, seq2seq_lm: `layers` 0 is the backbone's own language-model head, without tensors; 1 a decoder alone;
-    2 `head.dense` [E, H], activation, `head.norm` if `norm`, the inverse of the row's invertible adapter if `invert`, then the
-    decoder: `head.decoder.weight` [V, E], and `.bias` [V] if `bias`.
+    2 `head.dense` [E, H], activation, `head.norm` if `norm`, then the decoder. A head of its own with `invert` has the inverse of the
+    row's invertible adapter before its decoder: `head.decoder.weight` [V, E], and `.bias` [V] if `bias`.
     """
 
     type: HeadType
@@ -82,6 +84,8 @@ class Head(Frozen):
     embedding_size: int | None = Field(default=None, ge=1, le=65536)
     norm: bool = False
     invert: bool = False
+    last_token: Literal["counted", "rightmost"] = "counted"
+    scaled: bool = False
 
     @field_validator("activation")
     @classmethod
@@ -132,8 +136,10 @@ class Head(Frozen):
             raise ValueError(f"a {self.type} head has at most two layers and no labels")
         if (self.layers == 0) != (self.vocab_size is None):
             raise ValueError("a language-model head of its own needs its vocab_size (and the backbone's, with 0 layers, has none)")
-        if self.layers < 2 and (self.norm or self.invert or self.embedding_size):
-            raise ValueError("norm, invert and embedding_size belong to language-model heads of two layers")
+        if self.layers < 2 and (self.norm or self.embedding_size):
+            raise ValueError("norm and embedding_size belong to language-model heads of two layers")
+        if self.layers < 1 and self.invert:
+            raise ValueError("the backbone's own language-model head is never behind an inverse (invert)")
 
     @property
     def task(self) -> str:

@@ -6,12 +6,8 @@ over the time of the whole forward; the matrix rate is the same products alone, 
 
 import argparse
 import json
-import os
-import platform
-import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -21,9 +17,10 @@ from transformers import AutoModel
 from transformers.utils import logging
 
 from adapter_store.methods import Bottleneck
-from benchmarks.workload import lengths, random_adapter, sequences
-from server.core import Batch, pack
-from server.engine.backbone import Backbone, load_backbone
+from benchmarks.measuring import in_turn, machine
+from benchmarks.workload import lengths, random_package, sequences
+from server.core import Batch, Use, pack
+from server.engine.backbone import Backbone, layers_of, load_backbone
 from server.engine.engine import Engine
 from server.settings import default_backbone
 
@@ -49,24 +46,10 @@ def padded(model: torch.nn.Module, batch: Batch) -> Callable[[], object]:
     return run
 
 
-def in_turn(contenders: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, run one after the other, over and over."""
-    for run in contenders.values():
-        run()
-        run()
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(repeats):
-        for name, run in contenders.items():
-            began = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - began)
-    return {name: median(values) for name, values in times.items()}
-
-
 def linears(backbone: Backbone) -> list[tuple[int, int]]:
     """(in, out) of every Linear that each token passes."""
-    layers = backbone.model.get_submodule(backbone.family.layers)
-    return [(m.in_features, m.out_features) for m in layers.modules() if isinstance(m, torch.nn.Linear)]
+    layers = layers_of(backbone.model, backbone.family.layers[0])
+    return [(m.in_features, m.out_features) for layer in layers for m in layer.modules() if isinstance(m, torch.nn.Linear)]
 
 
 def products(shapes: list[tuple[int, int]], tokens: int) -> Callable[[], object]:
@@ -88,9 +71,9 @@ def measure(engine: Engine, stock: torch.nn.Module, rows: int, repeats: int, see
     tokens = lengths(rng, rows)
     names = [f"adapter-{i}" for i in range(rows)]
     batches = {
-        "bare": pack(sequences(rng, tokens, [()] * rows))[0],
-        "one adapter": pack(sequences(rng, tokens, [(names[0],)] * rows))[0],
-        "an adapter per row": pack(sequences(rng, tokens, [(name,) for name in names]))[0],
+        "bare": pack(sequences(rng, tokens, [None] * rows))[0],
+        "one adapter": pack(sequences(rng, tokens, [Use(names[0])] * rows))[0],
+        "an adapter per row": pack(sequences(rng, tokens, [Use(name) for name in names]))[0],
     }
     shapes = linears(engine.backbone)
     runs = {name: (lambda batch=batch: engine.run(batch)) for name, batch in batches.items()}
@@ -149,12 +132,11 @@ def main() -> None:
     engine = Engine(load_backbone(default_backbone()))
     stock = AutoModel.from_pretrained(default_backbone(), attn_implementation="sdpa", dtype=torch.float32).eval()
     for i in range(max(options.rows)):
-        engine.load(f"adapter-{i}", random_adapter(Bottleneck(), engine.backbone.spec, seed=i))
+        engine.load(f"adapter-{i}", random_package(engine.backbone.spec, i, bottleneck=Bottleneck()))
     results = [measure(engine, stock, rows, options.repeats, options.seed) for rows in options.rows]
     Console(width=170).print(table(results))
     RESULTS.parent.mkdir(exist_ok=True)
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    RESULTS.write_text(json.dumps({"machine": machine, "torch": torch.__version__, "results": results}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

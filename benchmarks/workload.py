@@ -3,13 +3,10 @@
 import numpy as np
 import torch
 
-from adapter_store.methods import Backbone, Bottleneck
-from server.core import Readout, Route, Sequence
-from server.engine.bank import SiteIndex
-from server.engine.loader import LoadedPackage
-from server.methods.bottleneck import BottleneckWeights
-
-SITES = ("mh", "output")
+from adapter_store.manifest import Head, Manifest
+from adapter_store.methods import Backbone, Method
+from server.core import Readout, Route, Sequence, Setup
+from server.engine.loader import LoadedPackage, package_of
 
 
 def lengths(rng: np.random.Generator, rows: int, median: float = 25.0, sigma: float = 0.8, low: int = 4, high: int = 128) -> list[int]:
@@ -18,20 +15,18 @@ def lengths(rng: np.random.Generator, rows: int, median: float = 25.0, sigma: fl
     return [int(n) for n in np.clip(drawn, low, high)]
 
 
-def sequences(rng: np.random.Generator, tokens: list[int], adapters: list[tuple[str, ...]]) -> list[Sequence]:
-    """One row per length with random token ids, on the stack of adapters of its place; answers are pooled vectors."""
+def sequences(rng: np.random.Generator, tokens: list[int], setups: list[Setup | None]) -> list[Sequence]:
+    """One row per length with random token ids, on the setup of its place; answers are pooled vectors."""
     return [
-        Sequence(Route("bench", adapters=stack), rng.integers(1000, 30000, n), np.zeros(n, dtype=np.int64), Readout("embedding"))
-        for n, stack in zip(tokens, adapters, strict=True)
+        Sequence(Route("bench", setup=setup), rng.integers(1000, 30000, n), np.zeros(n, dtype=np.int64), Readout("embedding"))
+        for n, setup in zip(tokens, setups, strict=True)
     ]
 
 
-def random_adapter(config: Bottleneck, backbone: Backbone, seed: int, scale: float = 0.02) -> LoadedPackage:
-    """A package of one bottleneck with normal random weights of standard deviation `scale`."""
+def random_package(
+    backbone: Backbone, seed: int, head: Head | None = None, composition: str | None = None, scale: float = 0.02, **methods: Method
+) -> LoadedPackage:
+    """A package with normal random weights of standard deviation `scale`."""
+    manifest = Manifest(methods=methods, head=head, composition=composition, backbone=backbone)
     generator = torch.Generator().manual_seed(seed)
-    fields: dict[SiteIndex, dict[str, torch.Tensor]] = {}
-    for name, shape in config.tensors(backbone).items():
-        _, layer, site, field = name.split(".", 3)
-        index = int(layer) * len(SITES) + SITES.index(site)
-        fields.setdefault(index, {})[field.replace(".", "_")] = torch.randn(shape, generator=generator) * scale
-    return LoadedPackage(((config, {index: BottleneckWeights(**weights) for index, weights in fields.items()}),), None)
+    return package_of(manifest, {name: torch.randn(shape, generator=generator) * scale for name, shape in manifest.tensors().items()})

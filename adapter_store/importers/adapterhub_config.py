@@ -1,24 +1,37 @@
-"""The `config` of an adapter_config.json -> our Bottleneck. Knows the library's presets, key names and old spellings, no tensors.
+"""The `config` of an adapter_config.json -> the parts that it describes. Knows the library's presets, key names and old spellings.
 
-Missing keys take the library's dataclass defaults, which are those of `seq_bn` and of our Bottleneck.
+Missing keys take the defaults of the library's dataclasses (adapters 1.3.0, configuration/adapter_config.py); those that have none
+there are asked for. Knows no tensors.
 """
 
-from typing import Any
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from adapter_store.errors import InvalidPackage, UnsupportedMethod
-from adapter_store.methods import Bottleneck, activation
+from adapter_store.families import Family
+from adapter_store.methods import Bottleneck, Invertible, Prompt, activation
 from adapter_store.names import shown
 from adapter_store.package import sentence
 
-_SEQ_BN: dict[str, Any] = {}
-_DOUBLE_SEQ_BN: dict[str, Any] = {"mh_adapter": True, "non_linearity": "swish", "original_ln_before": False}
-_PAR_BN: dict[str, Any] = {"is_parallel": True, "original_ln_before": False, "reduction_factor": 2, "scaling": 4.0}
-_NICE = {"inv_adapter": "nice", "inv_adapter_reduction_factor": 2}
+Fields = dict[str, Any]
+
+_SEQ_BN: Fields = {
+    "mh_adapter": False, "output_adapter": True, "reduction_factor": 16, "non_linearity": "relu", "original_ln_before": True
+}  # fmt: skip
+_DOUBLE_SEQ_BN: Fields = _SEQ_BN | {"mh_adapter": True, "non_linearity": "swish", "original_ln_before": False}
+_PAR_BN: Fields = _SEQ_BN | {"is_parallel": True, "original_ln_before": False, "reduction_factor": 2, "scaling": 4.0}
+_NICE: Fields = {"inv_adapter": "nice", "inv_adapter_reduction_factor": 2}
+_COMPACTER: Fields = {"phm_layer": True, "reduction_factor": 32, "non_linearity": "gelu"}
+_PREFIX: Fields = {"architecture": "prefix_tuning"}
+_LORA: Fields = {"architecture": "lora"}
+_GATED: Fields = {"use_gating": True}
 
 # Presets by their names of today and of before; a config may be nothing but such a name.
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, Fields] = {
     "seq_bn": _SEQ_BN,
     "pfeiffer": _SEQ_BN,
     "double_seq_bn": _DOUBLE_SEQ_BN,
@@ -31,68 +44,129 @@ PRESETS: dict[str, dict[str, Any]] = {
     "pfeiffer+inv": _SEQ_BN | _NICE,
     "double_seq_bn_inv": _DOUBLE_SEQ_BN | _NICE,
     "houlsby+inv": _DOUBLE_SEQ_BN | _NICE,
-    "compacter": _DOUBLE_SEQ_BN | {"phm_layer": True},
-    "compacter++": _SEQ_BN | {"phm_layer": True},
-    "lora": {"architecture": "lora"},
-    "ia3": {"architecture": "lora", "composition_mode": "scale"},
-    "prefix_tuning": {"architecture": "prefix_tuning"},
-    "prefix_tuning_flat": {"architecture": "prefix_tuning"},
+    "compacter": _DOUBLE_SEQ_BN | _COMPACTER,
+    "compacter++": _SEQ_BN | _COMPACTER,
+    "lora": _LORA,
+    "ia3": _LORA | {"composition_mode": "scale", "attn_matrices": ["k", "v"], "intermediate_lora": True, "r": 1, "alpha": 1},
+    "prefix_tuning": _PREFIX,
+    "prefix_tuning_flat": _PREFIX | {"flat": True},
     "prompt_tuning": {"architecture": "prompt_tuning"},
-    "mam": {"architecture": "union"},
-    "unipelt": {"architecture": "union"},
+    "mam": {"architecture": "union", "configs": [_PREFIX | {"bottleneck_size": 800}, _PAR_BN]},
+    "unipelt": {
+        "architecture": "union",
+        "configs": [_PREFIX | _GATED | {"prefix_length": 10}, _SEQ_BN | _GATED, _LORA | _GATED | {"r": 8, "alpha": 2}],
+    },
 }
 
-ARCHITECTURES = {
-    "lora": "LoRA",
-    "prefix_tuning": "prefix tuning",
-    "prompt_tuning": "prompt tuning",
-    "reft": "ReFT",
-    "mtl_lora": "MTL-LoRA",
-    "union": "a union of several methods (MAM, UniPELT)",
-}
+REFUSED = {"reft": "ReFT", "mtl_lora": "MTL-LoRA"}
 
-# Keys that change training only, or belong to methods that are refused before.
+# Keys of bottlenecks that change training only, or that old versions wrote.
 # fmt: off
 _WITHOUT_EFFECT = frozenset([
-    "architecture", "dropout", "stochastic_depth", "init_weights", "init_weights_seed", "cross_adapter", "inv_adapter",
-    "invertible_adapter", "inv_adapter_reduction_factor", "phm_layer", "phm_dim", "phm_rank", "phm_bias", "phm_c_init",
-    "phm_init_range", "learn_phm", "factorized_phm_w", "factorized_phm_rule", "shared_w_phm", "shared_phm_rule",
-    "hypercomplex_nonlinearity", "attention_type", "new_attention_norm",
+    "architecture", "dropout", "stochastic_depth", "init_weights", "init_weights_seed", "inv_adapter", "invertible_adapter",
+    "inv_adapter_reduction_factor", "phm_c_init", "phm_init_range", "learn_phm", "hypercomplex_nonlinearity", "attention_type",
+    "new_attention_norm",
 ])
 # fmt: on
+_REQUIRED = ("mh_adapter", "output_adapter", "reduction_factor", "non_linearity")
 
 # Files without a "version" come from before the library's gelu was the exact one.
 _OLD_ACTIVATIONS = {"gelu": "gelu_new", "gelu_orig": "gelu"}
 
 
-def bottleneck(adapter_config: dict[str, Any], has_invertible: bool, warnings: list[str]) -> Bottleneck:
-    """The adapter's config as a Bottleneck; raises UnsupportedMethod naming the method, or InvalidPackage.
+class _Read(BaseModel):
+    """A config whose further keys do not matter; null stands for "nothing is left out"."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    leave_out: tuple[int, ...] = ()
+
+    @field_validator("leave_out", mode="before")
+    @classmethod
+    def _nothing(cls, value: Any) -> Any:
+        return () if value is None else value
+
+
+class LinearsConfig(_Read):
+    """LoRAConfig: LoRA, or (IA)^3 where the composition mode is "scale". Which linears a layer has depends on the family."""
+
+    selfattn_lora: bool = True
+    intermediate_lora: bool = False
+    output_lora: bool = False
+    attn_matrices: tuple[str, ...] = ("q", "v")
+    r: int = Field(default=8, ge=1)
+    alpha: float = 8
+    composition_mode: Literal["add", "scale"] = "add"
+    use_gating: bool = False
+    use_dora: bool = False
+    vera_d: float | None = None
+    vera_b: float | None = None
+
+    @property
+    def scales(self) -> bool:
+        """Whether it is (IA)^3."""
+        return self.composition_mode == "scale"
+
+
+class PrefixConfig(_Read):
+    """PrefixTuningConfig. Which attentions get a prefix depends on the family."""
+
+    encoder_prefix: bool = True
+    cross_prefix: bool = True
+    flat: bool = False
+    prefix_length: int = 30
+    bottleneck_size: int = 512
+    non_linearity: str = "tanh"
+    use_gating: bool = False
+    shared_gating: bool = True
+
+
+class _PromptConfig(_Read):
+    prompt_length: int = 10
+    combine: str = "prefix"
+
+
+Part = Bottleneck | Invertible | Prompt | LinearsConfig | PrefixConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What a config is read with: the file around it and what the weights hold."""
+
+    file: Mapping[str, Any]
+    family: Family
+    has_invertible: bool
+    warnings: list[str]
+
+
+def read_parts(file: Mapping[str, Any], family: Family, has_invertible: bool, warnings: list[str]) -> list[Part]:
+    """The parts that an adapter_config.json describes; raises UnsupportedMethod naming the method, or InvalidPackage.
 
     `has_invertible`: whether the weights hold an invertible adapter. A task adapter of the first version may name one that it
     does not have.
     """
-    config = _fields(adapter_config.get("config"))
-    _refuse_others(config)
-    invertible = config.get("inv_adapter") or config.get("invertible_adapter")
-    if invertible and adapter_config.get("type") == "text_task" and not has_invertible:
-        warnings.append("The config names an invertible adapter that the weights do not have, as old task adapters do; it was left out.")
-    elif invertible or has_invertible:
-        raise UnsupportedMethod("The adapter has an invertible part (inv_adapter, as in MAD-X), which this version does not serve yet.")
-    own = {key: value for key, value in config.items() if key in Bottleneck.model_fields and key != "method"}
-    unknown = sorted(config.keys() - own.keys() - _WITHOUT_EFFECT)
-    if unknown:
-        warnings.append(f"The config has keys that are not known and were ignored: {', '.join(shown(key, 40) for key in unknown[:10])}.")
-    if "non_linearity" in own:
-        own["non_linearity"] = _activation(own["non_linearity"], old="version" not in adapter_config)
-    if own.get("leave_out", ()) is None:
-        del own["leave_out"]
+    config = _fields(file.get("config"))
+    if "version" not in file and config.get("non_linearity") in _OLD_ACTIVATIONS:
+        config["non_linearity"] = _OLD_ACTIVATIONS[config["non_linearity"]]
+    if config.get("architecture") == "lora" and _scaled_wrongly(file.get("version")) and config.get("alpha", 8) != config.get("r", 8):
+        warnings.append("The file is of a version of the library that trained with a scaling of 1, whatever its alpha; it was taken as such.")
+        config["alpha"] = config.get("r", 8)
+    return _read(config, Whole(file, family, has_invertible, warnings))
+
+
+def _read(config: Fields, whole: Whole) -> list[Part]:
+    architecture = config.get("architecture")
+    reader = _READERS.get(str(architecture) if architecture else None)
+    if reader is None:
+        raise UnsupportedMethod(
+            f"The adapter's method is {REFUSED.get(str(architecture), shown(str(architecture)))}, which this version does not serve."
+        )
     try:
-        return Bottleneck.model_validate(own)
+        return reader(config, whole)
     except ValidationError as error:
         raise InvalidPackage(f"adapter_config.json is not valid: {sentence(error)}") from None
 
 
-def _fields(config: Any) -> dict[str, Any]:
+def _fields(config: Any) -> Fields:
     """The config with today's spelling of its keys; a name of a preset is looked up."""
     if isinstance(config, str):
         if config.lower() not in PRESETS:
@@ -106,24 +180,123 @@ def _fields(config: Any) -> dict[str, Any]:
     return lower
 
 
-def _refuse_others(config: dict[str, Any]) -> None:
-    architecture = config.get("architecture")
-    if architecture is not None:
-        method = ARCHITECTURES.get(str(architecture), shown(str(architecture)))
-        if architecture == "lora":
-            method = "(IA)^3" if config.get("composition_mode") == "scale" else "DoRA" if config.get("use_dora") else method
-            method = "VeRA" if config.get("vera_d") is not None else method
-    elif config.get("phm_layer"):
-        method = "Compacter (phm_layer)"
-    else:
-        return
-    raise UnsupportedMethod(f"The adapter's method is {method}, which this version does not serve yet; it serves bottleneck adapters.")
+def _scaled_wrongly(version: Any) -> bool:
+    """Versions "adapters.X" before 1.1.0 (github.com/adapter-hub/adapters/pull/770)."""
+    match = re.match(r"adapters\.(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?[.-]?((?:dev|a|b|rc)?)", version) if isinstance(version, str) else None
+    if match is None:
+        return False
+    number = (int(match[1]), int(match[2]), int(match[3] or 0))
+    return number < (1, 1, 0) or (number == (1, 1, 0) and bool(match[4]))
 
 
-def _activation(name: Any, old: bool) -> str:
+def _bottleneck(config: Fields, whole: Whole) -> list[Part]:
+    names = {name.lower(): name for name in Bottleneck.model_fields if name != "method"}
+    own = {names[key]: value for key, value in config.items() if key in names}
+    unknown = sorted(config.keys() - names.keys() - _WITHOUT_EFFECT)
+    if unknown:
+        whole.warnings.append(
+            f"The config has keys that are not known and were ignored: {', '.join(shown(key, 40) for key in unknown[:10])}."
+        )
+    missing = [key for key in _REQUIRED if key not in own]
+    if missing:
+        raise InvalidPackage(f"The config in adapter_config.json lacks '{missing[0]}'.")
+    own["non_linearity"] = _activation(own["non_linearity"])
+    own.setdefault("original_ln_before", False)
+    if own.get("leave_out", ()) is None:
+        del own["leave_out"]
+    method = Bottleneck.model_validate(own)
+    if whole.family.hooked:
+        method = _hooked(method)
+    return [method, *_invertible(config, method, whole)]
+
+
+def _hooked(method: Bottleneck) -> Bottleneck:
+    """The library adds the residual and applies the norm in the model there, so nothing of either comes after the adapter."""
+    if method.mh_adapter and method.original_ln_before and not method.is_parallel:
+        raise UnsupportedMethod(
+            "The adapter sets mh_adapter together with original_ln_before, for which the library reads the norm of another layer "
+            "(the last one's) in models of this type; that is not served."
+        )
+    return method.model_copy(update={"original_ln_after": False})
+
+
+def _invertible(config: Fields, method: Bottleneck, whole: Whole) -> list[Part]:
+    old = config.get("invertible_adapter")
+    old = old if isinstance(old, dict) else {"block_type": old} if old else {}
+    kind = config.get("inv_adapter") or old.get("block_type")
+    factor = config.get("inv_adapter_reduction_factor") or old.get("reduction_factor") or 2
+    if not kind and whole.has_invertible:
+        raise InvalidPackage("The weights hold an invertible adapter, which the config does not name (inv_adapter).")
+    if not kind:
+        return []
+    if not whole.has_invertible:
+        if whole.file.get("type") != "text_task":
+            raise InvalidPackage("The config names an invertible adapter (inv_adapter), of which the weights hold no tensor.")
+        whole.warnings.append("The config names an invertible adapter that the weights do not have, as old task adapters do; it was left out.")
+        return []
+    if kind != "nice":
+        raise UnsupportedMethod(f"The adapter's invertible part is of the kind {shown(str(kind))}, which is not served; only 'nice' is.")
+    return [Invertible(non_linearity=method.non_linearity, reduction_factor=factor)]
+
+
+def _linears(config: Fields, whole: Whole) -> list[Part]:
+    read = LinearsConfig.model_validate(config)
+    for method, used in (("DoRA (use_dora)", read.use_dora), ("VeRA (vera_d, vera_b)", read.vera_d is not None or read.vera_b is not None)):
+        if used:
+            raise UnsupportedMethod(f"The adapter's method is {method}, which this version does not serve.")
+    if read.scales and read.r != 1:
+        raise InvalidPackage(f"adapter_config.json is not valid: composition_mode 'scale' needs r 1, not {read.r}.")
+    return [read]
+
+
+def _prefix(config: Fields, whole: Whole) -> list[Part]:
+    read = PrefixConfig.model_validate(config)
+    return [read.model_copy(update={"non_linearity": _activation(read.non_linearity)})]
+
+
+def _prompt(config: Fields, whole: Whole) -> list[Part]:
+    read = _PromptConfig.model_validate(config)
+    if read.combine not in ("prefix", "prefix_after_bos"):
+        raise UnsupportedMethod(f"The prompt is combined by {shown(read.combine)}, which is not served; only prefix and prefix_after_bos are.")
+    return [Prompt(prompt_length=read.prompt_length, place="embeddings", after_first=read.combine == "prefix_after_bos")]
+
+
+def _union(config: Fields, whole: Whole) -> list[Part]:
+    configs = config.get("configs")
+    if not isinstance(configs, list) or not configs:
+        raise InvalidPackage("adapter_config.json is not valid: a union has a list of 'configs'.")
+    parts: list[Part] = []
+    for inner in configs:
+        fields = _fields(inner)
+        if fields.get("architecture") == "union":
+            raise InvalidPackage("adapter_config.json is not valid: a union lies within a union.")
+        parts += _read(fields, whole)
+    kinds = [_kind(part) for part in parts]
+    twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
+    if twice:
+        raise UnsupportedMethod(f"The adapter is a union of several parts of the method {twice[0]}, which this version does not serve.")
+    return parts
+
+
+def _kind(part: Part) -> str:
+    if isinstance(part, LinearsConfig):
+        return "ia3" if part.scales else "lora"
+    return "prefix" if isinstance(part, PrefixConfig) else part.method
+
+
+_READERS: dict[str | None, Callable[[Fields, Whole], list[Part]]] = {
+    None: _bottleneck,
+    "lora": _linears,
+    "prefix_tuning": _prefix,
+    "prompt_tuning": _prompt,
+    "union": _union,
+}
+
+
+def _activation(name: Any) -> str:
     if not isinstance(name, str):
         raise InvalidPackage("adapter_config.json is not valid: 'non_linearity' must be the name of an activation.")
     try:
-        return activation(_OLD_ACTIVATIONS.get(name, name) if old else name)
+        return activation(name)
     except ValueError as error:
         raise UnsupportedMethod(f"The adapter's non_linearity cannot be served: {error}.") from None

@@ -1,27 +1,31 @@
 """A folder of files, given as names and paths: reads its JSON, its tensors and its card. Knows no format of adapters.
 
-Names are only ever keys: nothing is opened but the paths that came with them, so a name cannot lead out of anywhere.
+Names are only ever keys: nothing is opened but the paths that came with them, so a name cannot lead out of anywhere. A name may
+hold one slash ("de/adapter.safetensors"): the folders of setups have folders of their own.
 """
 
 import mmap
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adapter_store.errors import InvalidPackage
 from adapter_store.manifest import MAX_CARD, Manifest
+from adapter_store.methods import Backbone
 from adapter_store.names import shown
 from adapter_store.package import MAX_SIZE
 from adapter_store.tensorfile import TensorData, parse_json, read_header
 
 Files = Mapping[str, Path]
+Frozen = Callable[[str], TensorData | None]
 
-MAX_FILES = 256
+MAX_FILES = 1024
 MAX_JSON = 16 << 20
 CARD = "README.md"
+SETUP = "adapter_setup.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +38,61 @@ class ImportedPackage:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What an importer may be told besides the folder's files.
+
+    backbone: what the package is for; None: the one that the folder describes. members: which packages the members of a fusion
+    are, pinned by digest ("acme/mnli@sha256:..."), by the names of its config. frozen: the backbone's own tensors, by the names
+    of transformers' checkpoints.
+    """
+
+    backbone: Backbone | None = None
+    members: Mapping[str, str] | None = None
+    frozen: Frozen | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Remarks:
+    """What an import matched, and what its owner should look at."""
+
+    report: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
 def folder_files(folder: Path) -> dict[str, Path]:
-    """The files directly in a folder under their own names."""
-    return {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+    """The files directly in a folder under their own names; of a setup, those of its folders too, as "folder/file"."""
+    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+    if SETUP in files:
+        inner = (folder for folder in sorted(folder.iterdir()) if folder.is_dir())
+        files |= {f"{folder.name}/{path.name}": path for folder in inner for path in sorted(folder.iterdir()) if path.is_file()}
+    return files
 
 
 def check_names(files: Files) -> None:
-    """Refuses names that are paths, and crowds of files."""
+    """Refuses names that are paths of more than one folder and a file, and crowds of files."""
     if len(files) > MAX_FILES:
         raise InvalidPackage(f"The folder has {len(files)} files; at most {MAX_FILES} are allowed.")
     for name in files:
-        if not name or len(name) > 255 or name in (".", "..") or re.search(r"[/\\\x00-\x1f]", name):
-            raise InvalidPackage(f"{shown(name)} is not a plain file name: give the files of one folder without their path.")
+        parts = name.split("/")
+        if len(parts) > 2 or not all(_plain(part) for part in parts):
+            raise InvalidPackage(
+                f"{shown(name)} is not a plain file name: give the files of one folder without their path, or as folder/file in a setup."
+            )
+
+
+def _plain(name: str) -> bool:
+    return 0 < len(name) <= 255 and name not in (".", "..") and not re.search(r"[\\\x00-\x1f]", name)
+
+
+def inner_folders(files: Files) -> dict[str, dict[str, Path]]:
+    """The folders of a setup by name, each with its files under their own names."""
+    folders: dict[str, dict[str, Path]] = {}
+    for name, path in files.items():
+        folder, slash, file = name.partition("/")
+        if slash:
+            folders.setdefault(folder, {})[file] = path
+    return folders
 
 
 def read_object(files: Files, name: str) -> dict[str, Any]:
@@ -82,3 +129,9 @@ def read_card(files: Files, warnings: list[str]) -> tuple[str, str]:
     front_matter = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
     license_line = front_matter and re.search(r"^license:[ \t]*(\S.*?)[ \t\r]*$", front_matter[1], re.MULTILINE)
     return text[:MAX_CARD], license_line[1].strip("\"'")[:256] if license_line else ""
+
+
+def listed(names: Iterable[str], limit: int = 10) -> str:
+    """Names for a sentence, the first few of many."""
+    found = sorted(names)
+    return ", ".join(shown(name, 60) for name in found[:limit]) + (f" and {len(found) - limit} more" if len(found) > limit else "")

@@ -11,6 +11,12 @@ MAX_RANK = 4096
 MAX_MODULES = 16384
 
 
+def _gate(address: str, inputs: int) -> dict[str, Shape]:
+    """A gate has one row; that of a linear which is q, k and v in one has three, one for each third of its outputs."""
+    rows = 3 if address.rpartition(".")[2] == "qkv" else 1
+    return {f"{address}.gate.weight": (rows, inputs), f"{address}.gate.bias": (rows,)}
+
+
 def _addresses(value: tuple[str, ...]) -> tuple[str, ...]:
     if len(value) > MAX_MODULES:
         raise ValueError(f"{len(value)} modules, at most {MAX_MODULES} are allowed")
@@ -64,7 +70,7 @@ class LoRA(Frozen):
         return 2 * len(self.modules)
 
     def tensors(self, backbone: Backbone) -> dict[str, Shape]:
-        """`{address}.a` [r, in], `{address}.b` [out, r] and, with gating, `{address}.gate.weight` [1, in], `.bias` [1]."""
+        """`{address}.a` [r, in], `{address}.b` [out, r] and, with gating, `{address}.gate.weight` [1, in], `.bias` [1] (3 for qkv)."""
         shapes: dict[str, Shape] = {}
         for address in self.modules:
             inputs, outputs = backbone.linear(address)
@@ -72,8 +78,7 @@ class LoRA(Frozen):
             shapes[f"{address}.a"] = (rank, inputs)
             shapes[f"{address}.b"] = (outputs, rank)
             if self.use_gating:
-                shapes[f"{address}.gate.weight"] = (1, inputs)
-                shapes[f"{address}.gate.bias"] = (1,)
+                shapes |= _gate(address, inputs)
         return shapes
 
 
@@ -110,12 +115,11 @@ class IA3(Frozen):
         return len(self.outputs) + len(self.inputs)
 
     def tensors(self, backbone: Backbone) -> dict[str, Shape]:
-        """`{address}.scale`: [out] of an output, [in] of an input; with gating `{address}.gate.weight` [1, in], `.bias` [1]."""
+        """`{address}.scale`: [out] of an output, [in] of an input; with gating `{address}.gate.weight` [1, in], `.bias` [1] (3 for qkv)."""
         shapes: dict[str, Shape] = {}
         for address in self.outputs:
             inputs, outputs = backbone.linear(address)
             shapes[f"{address}.scale"] = (outputs,)
             if self.use_gating:
-                shapes[f"{address}.gate.weight"] = (1, inputs)
-                shapes[f"{address}.gate.bias"] = (1,)
+                shapes |= _gate(address, inputs)
         return shapes | {f"{address}.scale": (backbone.linear(address)[0],) for address in self.inputs}

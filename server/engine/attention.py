@@ -65,13 +65,16 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How one attention of a model attends. `bias` is T5's table lookup: (queries, keys) -> [heads, queries, keys]."""
+    """How one attention of a model attends. `bias` is T5's table lookup: (queries, keys, first query) -> [heads, queries, keys].
+
+    first_layer: the layer of the stack that has T5's table.
+    """
 
     layer: int
     group: str
     causal: bool = False
     window: int | None = None
-    bias: Callable[[int, int], Tensor] | None = None
+    bias: Callable[[int, int, int], Tensor] | None = None
     first_layer: int = 0
 
 
@@ -123,10 +126,11 @@ def _mask(rule: Rule, run: Run, keys: int, q: Tensor) -> Tensor | None:
         seen[:, before:] &= (places[:, None] - places[None, :]).abs() <= rule.window
     if rule.bias is None:
         return seen
-    first = sum(prefix.length for prefix in run.prefixes.get((rule.first_layer, rule.group), ()))
-    if first != before:  # T5 has its table in the first layer only, and the library loses it where the number of keys changes
+    lengths = {sum(p.length for p in run.prefixes.get((layer, rule.group), ())) for layer in range(rule.first_layer, rule.layer + 1)}
+    if len(lengths) > 1:  # T5's first layer hands its bias on; the library loses it for good where the number of keys changes
         return seen
-    bias = rule.bias(length, keys).to(q.dtype)
+    shifted = sum(p.length for p in run.prefixes.get((rule.layer, rule.group), ()) if p.shifts)
+    bias = rule.bias(length, keys, shifted).to(q.dtype)
     return bias.masked_fill(~seen, float("-inf")) if rule.causal else bias
 
 

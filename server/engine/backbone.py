@@ -288,17 +288,18 @@ def _attending(inner: Callable[..., Any], relative: bool) -> Callable[..., Any]:
     return forward
 
 
-def _relative_bias(model: nn.Module, layers: Layers, path: str) -> Callable[[int, int], Tensor]:
-    """T5's relative positions from the table of the stack's first layer: (queries, keys) -> [heads, queries, keys], kept by size."""
+def _relative_bias(model: nn.Module, layers: Layers, path: str) -> Callable[[int, int, int], Tensor]:
+    """T5's relative positions from the table of the stack's first layer: (queries, keys, first query) -> [heads, queries, keys]."""
     table: Any = layers_of(model, layers)[0].get_submodule(path)
-    kept: dict[tuple[int, int], Tensor] = {}
+    kept: dict[tuple[int, int, int], Tensor] = {}
 
-    def bias(queries: int, keys: int) -> Tensor:
-        if (queries, keys) not in kept:
+    def bias(queries: int, keys: int, first: int) -> Tensor:
+        size = (queries, keys, first)
+        if size not in kept:
             if len(kept) >= 256:
                 kept.clear()
-            kept[queries, keys] = table.compute_bias(queries, keys)[0]
-        return kept[queries, keys]
+            kept[size] = table.compute_bias(queries, keys, past_seen_tokens=first)[0]
+        return kept[size]
 
     return bias
 
@@ -357,8 +358,10 @@ def _tap_embeddings(model: nn.Module, family: Family, stage: Stage) -> None:
     if family.words == family.embeddings:
         after(model.get_submodule(family.words), lambda work, output: work.at_embeddings(work.at_words(output)))
         return
-    if not family.encoder_decoder:
-        after(model.get_submodule(family.words), lambda work, output: work.at_words(output))
+    if family.encoder_decoder:  # the encoder's own table is words and embeddings in one
+        after(model.get_submodule(family.embeddings), lambda work, output: work.at_embeddings(work.at_words(output)))
+        return
+    after(model.get_submodule(family.words), lambda work, output: work.at_words(output))
     after(model.get_submodule(family.embeddings), lambda work, output: work.at_embeddings(output))
 
 

@@ -180,7 +180,8 @@ class Engine:
         for (digest, head), places in by_head.items():
             weights = self._head(digest, head)
             if head.type in ("tagging", "question_answering"):
-                answers = heads.tokens_logits(weights, [last[place] for place in places])
+                factor = self.backbone.language_model.scale if head.scaled else 1.0
+                answers = heads.tokens_logits(weights, [last[place] * factor for place in places])
             elif head.type == "dependency_parsing":
                 answers = [heads.parsed(weights, last[place], rows[place].word_starts) for place in places]
             elif heads.is_language_model(head):
@@ -215,9 +216,10 @@ class Engine:
             case "first":
                 return encoded[span[0]] if not first.program.prompt or not first.program.prompt[0].after_first else hidden[0]
             case "last":
-                padding = self.backbone.config.pad_token_id
-                real = len(row.input_ids) if padding is None else int((row.input_ids != padding).sum())
-                return hidden[real - 1]
+                real = np.flatnonzero(row.input_ids != self.backbone.config.pad_token_id)
+                if head.last_token == "rightmost":
+                    return hidden[int(real[-1]) if len(real) else 0]
+                return hidden[len(real) - 1]
             case "eos":
                 ends = np.flatnonzero(row.input_ids == self.backbone.config.eos_token_id)
                 if decoded is None or not len(ends) or ends[-1] >= decoded.shape[0]:

@@ -55,7 +55,7 @@ def package_of(manifest: Manifest, tensors: Named) -> LoadedPackage:
             case Bottleneck():
                 bottleneck = (config, _bottlenecks(config, own))
             case Fusion():
-                fusion = (config, _fusions(own))
+                fusion = (config, _fusions(config, own, manifest.backbone))
             case LoRA() | IA3():
                 for address, weights in _parts(config, own):
                     linears[address].append(weights)
@@ -105,9 +105,11 @@ def _projection(config: Bottleneck, name: str, own: Named, shared: Named) -> Pro
     return Kronecker(rule, None, weights[f"{name}.w"], bias)
 
 
-def _fusions(tensors: Named) -> dict[str, FusionWeights]:
+def _fusions(config: Fusion, tensors: Named, backbone: Backbone) -> dict[str, FusionWeights]:
     by_site = _by_address(tensors)
-    return {address: FusionWeights(**{name.replace(".", "_"): t for name, t in own.items()}) for address, own in by_site.items()}
+    addresses = [f"layers.{layer}.{site}" for layer in range(backbone.num_layers) for site in config.sites_of(layer, backbone)]
+    named = {address: {name.replace(".", "_"): t for name, t in by_site.get(address, {}).items()} for address in addresses}
+    return {address: FusionWeights(**weights) for address, weights in named.items()}
 
 
 def _parts(config: LoRA | IA3, tensors: Named) -> list[tuple[str, Part]]:
@@ -135,8 +137,8 @@ def _prefixes(config: Prefix, tensors: Named, backbone: Backbone) -> dict[tuple[
             first, second = ((tensors[f"{group}.mlp.{i}.weight"], tensors[f"{group}.mlp.{i}.bias"]) for i in (0, 1))
             whole = reparametrised(tensors[f"{group}.embedding"], first, second, config.non_linearity, len(layers))
         for place, layer in enumerate(layers):
-            gate = (tensors.get(f"layers.{layer}.{group}.gate.{kind}") for kind in ("weight", "bias"))
-            prefixes[layer, group] = PrefixWeights(whole[:, 2 * place], whole[:, 2 * place + 1], *gate)
+            gate = [tensors.get(f"layers.{layer}.{group}.gate.{kind}") for kind in ("weight", "bias")]
+            prefixes[layer, group] = PrefixWeights(whole[:, 2 * place], whole[:, 2 * place + 1], *gate, shifts=config.shift_positions)
     return prefixes
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adapter_store.methods import Prompt
 from server.core import Ints
 from server.engine.attention import Packing
 from server.engine.bank import Bank, Segment
@@ -36,9 +37,14 @@ class Row:
     memory: Span | None = None
 
     @property
+    def prompting(self) -> tuple[Prompt, Tensor] | None:
+        """The prompt that the row begins with; a decoder's rows have none."""
+        return self.program.prompt if self.memory is None else None
+
+    @property
     def prompt(self) -> int:
         """Tokens that a prompt puts into the row."""
-        return 0 if self.program.prompt is None else self.program.prompt[0].prompt_length
+        return 0 if self.prompting is None else self.prompting[0].prompt_length
 
     @property
     def length(self) -> int:
@@ -112,20 +118,26 @@ def _level(rows: Sequence[Row], start: int, end: int, stream: Stream, before: Le
     np.cumsum([row.length for row in rows], out=cu_seqlens[1:])
     edges = cu_seqlens.tolist()
     spans = tuple(zip(edges[:-1], edges[1:], strict=True))
-    by_program: dict[int, tuple[Program, list[Span]]] = {}
-    for row, span in zip(rows, spans, strict=True):
-        by_program.setdefault(id(row.program), (row.program, []))[1].append(span)
-    programs = list(by_program.values())
+    programs = _by_program(rows, spans)
     prefixed = any(row.program.prefixes for row in rows)
     packing = Packing.of(cu_seqlens, [row.program.prefixes for row in rows] if prefixed else None)
-    if rows[0].memory is not None:
+    memories = None if rows[0].memory is None else _by_program(rows, [row.memory for row in rows if row.memory is not None])
+    if memories is not None:
         packing = Packing(packing.runs, tuple(row.memory for row in rows if row.memory is not None))
     gather = origin = None
     if before is not None:
         gather = torch.cat([torch.arange(*before.spans[parent], device=stream.device) for parent in parents])
         origin = gather if before.origin is None else before.origin[gather]
     layers = range(start, end)
-    return Level(start, spans, packing, _sites(programs, layers, stream.device), _linears(programs, layers, stream), _norms(programs), gather, origin)
+    return Level(start, spans, packing, _sites(programs, layers, stream.device), _linears(programs, memories, layers, stream), _norms(programs), gather, origin)
+
+
+def _by_program(rows: Sequence[Row], spans: Sequence[Span]) -> list[tuple[Program, list[Span]]]:
+    """The spans of each program's rows."""
+    by_program: dict[int, tuple[Program, list[Span]]] = {}
+    for row, span in zip(rows, spans, strict=True):
+        by_program.setdefault(id(row.program), (row.program, []))[1].append(span)
+    return list(by_program.values())
 
 
 def _within(address: str, layers: range) -> bool:
@@ -172,13 +184,20 @@ def _merged(spans: Sequence[Span]) -> list[Span]:
     return merged
 
 
-def _linears(programs: Sequence[tuple[Program, list[Span]]], layers: range, stream: Stream) -> dict[str, LinearWork]:
+def _linears(
+    programs: Sequence[tuple[Program, list[Span]]], memories: Sequence[tuple[Program, list[Span]]] | None, layers: range, stream: Stream
+) -> dict[str, LinearWork]:
+    """`memories`: the encoder's tokens of a decoder's rows, which its cross-attention makes keys and values of."""
     works: dict[str, list[NodeTokens]] = defaultdict(list)
-    for program, spans in programs:
+    for number, (program, spans) in enumerate(programs):
         for address, node in program.linears.items():
             if not _within(address, layers) or (stream.first and not address.startswith("layers.")):
                 continue
-            pieces = spans if lora.gated(node) else _merged(spans)
+            if memories is not None and address.endswith((".cross_k", ".cross_v")):
+                read = sorted(set(memories[number][1]))  # rows of one program may share their encoder's tokens
+            else:
+                read = spans
+            pieces = read if lora.gated(node) else _merged(read)
             at_input = any(isinstance(part, ScaleWeights) and part.at_input for part in lora.parts(node))
             works[address].append(NodeTokens(node, tuple(Tokens((piece,), None) for piece in pieces), at_input))
     return {address: LinearWork(tuple(nodes)) for address, nodes in works.items()}
@@ -194,14 +213,14 @@ def _norms(programs: Sequence[tuple[Program, list[Span]]]) -> dict[str, tuple[tu
 
 def prompt_place(row: Row) -> tuple[int, int]:
     """Where in its row a prompt lies: [start, end) among the row's tokens in the stream."""
-    assert row.program.prompt is not None
-    start = 1 if row.program.prompt[0].after_first else 0
+    assert row.prompting is not None
+    start = 1 if row.prompting[0].after_first else 0
     return start, start + row.prompt
 
 
 def own_tokens(row: Row) -> Iterator[tuple[int, int]]:
     """Where the row's own tokens lie in it, without a prompt's."""
-    if row.program.prompt is None:
+    if row.prompting is None:
         yield 0, row.length
         return
     start, end = prompt_place(row)
@@ -212,7 +231,7 @@ def own_tokens(row: Row) -> Iterator[tuple[int, int]]:
 
 def _arrays(row: Row, padding_id: int | None) -> tuple[Ints, Ints, Ints]:
     """Token ids, positions and type ids of a row in the stream, prompts included. padding_id: for RoBERTa's positions."""
-    prompt = row.program.prompt
+    prompt = row.prompting
     if prompt is None:
         return row.ids, _positions(row.ids, padding_id) + row.program.shift, row.types
     start, end = prompt_place(row)
@@ -237,11 +256,11 @@ def _embeddings(rows: Sequence[Row], spans: Sequence[Span]) -> EmbeddingWork | N
     prompts: list[tuple[Span, Tensor]] = []
     invertible = []
     for row, (start, _) in zip(rows, spans, strict=True):
-        if row.program.prompt is not None:
+        if row.prompting is not None:
             a, b = prompt_place(row)
-            place = words if row.program.prompt[0].place == "words" else prompts
-            place.append(((start + a, start + b), row.program.prompt[1]))
-        if row.program.invertible is not None:
+            place = words if row.prompting[0].place == "words" else prompts
+            place.append(((start + a, start + b), row.prompting[1]))
+        if row.program.invertible is not None and row.memory is None:
             invertible += [((start + a, start + b), row.program.invertible) for a, b in own_tokens(row)]
     if not (words or prompts or invertible):
         return None

@@ -116,7 +116,9 @@ def _signature(
     acting = {int(name.split(".")[1]) for name in (*sites, *linears, *norms) if name.startswith("layers.")}
     acting |= {layer for layer, _ in prefixes}
     signature: dict[int, Hashable] = dict.fromkeys(acting, setup)
-    if first.prompt is not None or first.invertible is not None or shift or "embedding_projection" in linears:
+    # A decoder's cross-attention makes its keys and values of the encoder's tokens: who changes them needs his own.
+    own_memory = any(address.endswith((".cross_k", ".cross_v")) for address in linears)
+    if first.prompt is not None or first.invertible is not None or shift or own_memory or "embedding_projection" in linears:
         signature[-1] = setup
     return signature
 

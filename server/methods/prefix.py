@@ -17,12 +17,16 @@ from server.methods.activations import ACTIVATIONS
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefixWeights:
-    """One layer's prefix: key and value [P, K]; gate_weight [1 or 2, H], gate_bias [1 or 2] where it is gated."""
+    """One layer's prefix: key and value [P, K]; gate_weight [1 or 2, H], gate_bias [1 or 2] where it is gated.
+
+    shifts: the row's own tokens count from P on, also where positions are relative.
+    """
 
     key: Tensor
     value: Tensor
     gate_weight: Tensor | None = None
     gate_bias: Tensor | None = None
+    shifts: bool = False
 
     @property
     def length(self) -> int:

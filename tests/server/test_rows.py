@@ -13,10 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapter_store.manifest import Head
+from adapter_store.manifest import Head, Manifest
 from adapter_store.methods import Bottleneck
 from adapter_store.package import open_package
-from server.core import Outputs, Pooling, Readout, Route, Sequence, Setup, Stack, Use, pack
+from server.core import Average, Fuse, Outputs, Pooling, Readout, Route, Sequence, Setup, Stack, Use, pack
 from server.engine.attention import Packing, Rule, attend_each, attend_packed
 from server.engine.backbone import Backbone, load_backbone
 from server.engine.bank import FIRST_CAPACITY, Bank, BankShape
@@ -36,7 +36,20 @@ STACKS = [
     ("dropped", "pfeiffer"),
     ("channel", "ln_after", "post_add"),
     ("no_ln", "after_ln"),
+    ("compacter", "pfeiffer"),
+    ("madx", "phm_gated"),
+    ("lora", "lora_all"),
+    ("lora_gated", "ia3"),
+    ("ia3", "ia3_peft", "ia3_gated"),
+    ("prefix", "pfeiffer", "lora"),
+    ("prefix_mlp", "prefix_shifted", "prefix_gated"),
+    ("mam", "unipelt"),
+    ("prompt", "houlsby"),
 ]
+AVERAGES = [("pfeiffer", "gated"), ("houlsby", "dropped"), ("lora", "lora_all"), ("ia3", "ia3_peft"), ("parallel", "compacter")]
+
+# Members of fusions, all of which act at the output site of every layer and nowhere else.
+MEMBERS = [("pfeiffer", "pfeiffer"), ("pfeiffer", "compacter++", "gated"), ("full_w", "shared_w"), ("parallel", "pfeiffer"), ("no_ln", "after_ln")]
 
 
 @dataclass(frozen=True)
@@ -76,6 +89,29 @@ def twins(backbone: Backbone, folder: Path) -> Twins:
         for engine in engines:
             load(engine, folder, name, data)
         routes.append(Route(f"{name}#{head_name}", name, Use(name), head, name))
+    for seed, (kind, methods) in enumerate(tiny.OTHERS.items()):
+        head_name, head = list(HEADS.items())[seed % 3]
+        data = tiny.package(Manifest(methods=methods, head=head, backbone=tiny.SPEC), seed)
+        for engine in engines:
+            load(engine, folder, kind, data)
+        routes.append(Route(f"{kind}-", kind, Use(kind), head, kind))
+    for number, average in enumerate(AVERAGES):
+        uses = tuple(next(route.setup for route in routes if route.model.startswith(f"{kind}-")) for kind in average)
+        weights = tuple((i + 1) / sum(range(len(uses) + 1)) for i in range(len(uses)))
+        routes.append(Route(f"average-{number}", None, Average(tuple(use for use in uses if use), weights)))
+    for seed, (kind, fusion) in enumerate(tiny.FUSIONS.items()):
+        for number, fused in enumerate(MEMBERS):
+            names_ = [[name for name in (f"{kind_}-{i}" for i in range(60)) if name in engines[0].resident] for kind_ in fused]
+            children = tuple(Use(found[place % len(found)]) for place, found in enumerate(names_))
+            composition = f"fuse[self]({', '.join(f'x@sha256:{0:064x}' for _ in children)})"
+            data = tiny.package(Manifest(methods={"fusion": fusion}, composition=composition, backbone=tiny.SPEC), seed, scale=0.05)
+            for engine in engines:
+                load(engine, folder, f"fusion-{kind}", data)
+            routes.append(Route(f"{kind}-{number}", None, Fuse(f"fusion-{kind}", children)))
+    inner = next(route.setup for route in routes if isinstance(route.setup, Fuse))
+    routes.append(Route("language and fusion", None, Stack((Use("madx"), inner))))
+    fused_stacks = Fuse("fusion-dynamic", (Stack((Use("madx"), Use("pfeiffer-0"))), Stack((Use("madx"), Use("gated-5")))))
+    routes.append(Route("fused stacks", None, fused_stacks))
     for number, stack in enumerate(STACKS):
         names = tuple(next(route for route in routes if route.model.startswith(f"{kind}-")) for kind in stack)
         setup: Setup = Stack(tuple(route.setup for route in names if route.setup is not None))
@@ -84,7 +120,7 @@ def twins(backbone: Backbone, folder: Path) -> Twins:
 
 
 def a_row(route: Route, chance: random.Random) -> Sequence:
-    length = chance.choice([1, 2, 3, 3, 7, 7, 12, 40])
+    length = chance.choice([1, 2, 3, 3, 7, 7, 12, 30])
     ids = np.array([chance.randrange(tiny.VOCABULARY) for _ in range(length)])
     types = np.array([0] * (length // 2) + [1] * (length - length // 2))
     pooling: Pooling = chance.choice(["mean", "cls"])
@@ -107,7 +143,7 @@ def worst(ones: list[Outputs], others: list[Outputs]) -> float:
 @pytest.mark.parametrize("seed", range(6))
 def test_a_row_alone_equals_the_row_in_any_company(twins: Twins, seed: int) -> None:
     chance = random.Random(seed)
-    rows = [a_row(route, chance) for route in twins.routes for _ in range(2)]
+    rows = [a_row(route, chance) for route in twins.routes]
     alone = [run(twins.fast, [row])[0] for row in rows]
     for _ in range(3):
         order = chance.sample(range(len(rows)), chance.randrange(2, len(rows) + 1))

@@ -1,0 +1,30 @@
+"""How it is measured: contenders in turn (A B C A B C ...), medians, and the machine that it was measured on."""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+
+
+def in_turn(contenders: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, run one after the other, over and over."""
+    for run in contenders.values():
+        run()
+        run()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, run in contenders.items():
+            began = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - began)
+    return {name: median(values) for name, values in times.items()}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures belong to."""
+    cpu = platform.processor() or platform.machine()
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
