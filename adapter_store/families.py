@@ -30,6 +30,7 @@ class SiteModules:
     sublayer: whose output is h; residual: whose first argument is x ("" is the layer itself); norm: the LayerNorm that reads
     h + x in a post-norm model, "" in a pre-norm model, whose layer adds h and x itself.
     holder: where the `adapters` library hangs its adapters, relative to the layer.
+    swapped: the library hands its adapters x for h and h for x here (ALBERT's self-attention, adapters 1.3.0), and they have learned so.
     """
 
     site: Site
@@ -37,6 +38,7 @@ class SiteModules:
     residual: str
     norm: str
     holder: str
+    swapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Family:
     "none": the model has relative positions only. classify: the token that sentence heads read.
     embeddings: the module whose output an invertible adapter changes; words: the word embedding, tied to LM heads.
     lm: which class carries the family's own language-model head, and lm_head its module.
+    last: a module behind the last layer whose output the model folds into the shape of its input (GPT-2), which levels outgrow.
     hooked: the library reaches this family through hooks (its plugin interface): x is the sub-layer's normalised input, and
     nothing of the backbone's norm runs after the adapter.
     """
@@ -87,6 +90,7 @@ class Family:
     classify: Literal["first", "last", "eos"] = "first"
     lm: Literal["causal_lm", "seq2seq_lm"] | None = None
     lm_head: str | None = None
+    last: str | None = None
     hooked: bool = False
     shared_layers: bool = False
 
@@ -133,7 +137,7 @@ _DISTILBERT = Layers(
 _ALBERT = Layers(
     path="encoder.albert_layer_groups.{g}.albert_layers.{i}",
     sites=(
-        SiteModules("mh", "attention.dense", "", "attention.LayerNorm", "attention.attention_adapters"),
+        SiteModules("mh", "attention.dense", "", "attention.LayerNorm", "attention.attention_adapters", swapped=True),
         SiteModules("output", "ffn_output", "ffn", "full_layer_layer_norm", "output_adapters"),
     ),
     linears={
@@ -193,7 +197,11 @@ def _t5(stack: str, feed_forward: int) -> Layers:
     sites: list[SiteModules] = [SiteModules(site, f"{layer}.{name}.o", layer, "", layer) for site, (layer, name, _) in used.items()]  # type: ignore[arg-type]
     sites.append(SiteModules("output", f"{wide}.DenseReluDense.wo", wide, "", wide))
     linears = {f"{mark}{letter}": f"{layer}.{name}.{letter}" for layer, name, mark in used.values() for letter in "qkvo"}
-    linears |= {"up": f"{wide}.DenseReluDense.wi|{wide}.DenseReluDense.wi_1", "gate": f"{wide}.DenseReluDense.wi_0", "down": f"{wide}.DenseReluDense.wo"}
+    linears |= {
+        "up": f"{wide}.DenseReluDense.wi|{wide}.DenseReluDense.wi_1",
+        "gate": f"{wide}.DenseReluDense.wi_0",
+        "down": f"{wide}.DenseReluDense.wo",
+    }
     attentions = {"self": "layer.0.SelfAttention", "cross": "layer.1.EncDecAttention"} if decoder else {"encoder": "layer.0.SelfAttention"}
     norms = {site: f"{layer}.layer_norm" for site, (layer, _, _) in used.items()} | {"output": f"{wide}.layer_norm"}
     return Layers(f"{stack}.block.{{i}}", tuple(sites), linears, attentions, norms=norms)
@@ -226,7 +234,7 @@ FAMILIES: dict[str, Family] = {
         "model.", (_MODERNBERT,), "embeddings", "embeddings.tok_embeddings", {"pooler": "head.dense"}, pooler="head", hooked=True
     ),
     "gpt2": Family(
-        "transformer.", (_GPT2,), "drop", "wte", causal=True, classify="last", lm="causal_lm", lm_head="lm_head"
+        "transformer.", (_GPT2,), "drop", "wte", causal=True, classify="last", lm="causal_lm", lm_head="lm_head", last="ln_f"
     ),
     "llama": Family(
         "model.", (_LLAMA,), "embed_tokens", "embed_tokens", causal=True, classify="last", lm="causal_lm", lm_head="lm_head"
@@ -238,3 +246,4 @@ FAMILIES: dict[str, Family] = {
         positions="none", classify="eos", lm="seq2seq_lm", lm_head="lm_head",
     ),
 }  # fmt: skip
+FAMILIES["mt5"] = FAMILIES["t5"]

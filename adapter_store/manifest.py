@@ -64,7 +64,8 @@ class Head(Frozen):
     last_token: where a decoder's last token is in a row that holds padding tokens: behind as many as are no padding, or the
     rightmost that is none. scaled: reads the last hidden state as T5 scales it for its tied language-model head.
     Tensors: `head.{l}.weight` and `head.{l}.bias`, l = 0 .. layers-1; inner layers are [H, H] with a bias, the last is
-    [labels, H] with one if `bias`. `head.pooler.{weight, bias}` [H, H]. `head.arcs` [1, H+1, H], `head.relations` [R, H+1, H+1].
+    [labels, H] with one if `bias`. `head.pooler.weight` [H, H], `head.pooler.bias` and, a norm behind its activation,
+    `head.pooler.norm.weight` [H]. `head.arcs` [1, H+1, H], `head.relations` [R, H+1, H+1].
 
     masked_lm, causal_lm, seq2seq_lm: `layers` 0 is the backbone's own language-model head, without tensors; 1 a decoder alone;
     2 `head.dense` [E, H], activation, `head.norm` if `norm`, then the decoder. A head of its own with `invert` has the inverse of the
@@ -76,6 +77,9 @@ class Head(Frozen):
     activation: str | None = None
     use_pooler: bool = False
     own_pooler: bool = False
+    pooler_activation: str = "tanh"
+    pooler_bias: bool = True
+    pooler_norm: bool = False
     bias: bool = True
     labels: tuple[str, ...] = ()
     pooling: Literal["mean", "cls"] | None = None
@@ -87,7 +91,7 @@ class Head(Frozen):
     last_token: Literal["counted", "rightmost"] = "counted"
     scaled: bool = False
 
-    @field_validator("activation")
+    @field_validator("activation", "pooler_activation")
     @classmethod
     def _known_activation(cls, value: str | None) -> str | None:
         return None if value is None else activation(value)
@@ -160,7 +164,9 @@ class Head(Frozen):
             return {"head.arcs": (1, hidden + 1, hidden), "head.relations": (len(self.labels), hidden + 1, hidden + 1)}
         shapes: dict[str, Shape] = {}
         if self.own_pooler:
-            shapes["head.pooler.weight"], shapes["head.pooler.bias"] = (hidden, hidden), (hidden,)
+            shapes["head.pooler.weight"] = (hidden, hidden)
+            shapes |= {"head.pooler.bias": (hidden,)} if self.pooler_bias else {}
+            shapes |= {"head.pooler.norm.weight": (hidden,)} if self.pooler_norm else {}
         for layer in range(self.layers):
             last = layer == self.layers - 1
             rows = self.outputs if last else hidden

@@ -133,7 +133,9 @@ class Store:
         check(package)
         return package
 
-    def publish_all(self, packages: Sequence[tuple[str, Package, Path]], alias: str | None = None, only_new: bool = False) -> list[Published]:
+    def publish_all(
+        self, packages: Sequence[tuple[str, Package, Path]], alias: str | None = None, only_new: bool = False
+    ) -> list[Published]:
         """Publishes opened packages under their names in one commit: all of them or none. `alias` and `only_new` concern the last one.
 
         A package may be composed of those before it.

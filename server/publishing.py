@@ -4,13 +4,13 @@ The steps are blocking and run on a worker thread.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapter_store.errors import StoreError, UnsupportedMethod, WrongBackbone
 from adapter_store.families import FAMILIES
-from adapter_store.importers import import_to_file, needed_members, setup_steps
+from adapter_store.importers import Step, import_to_file, needed_members, setup_steps, write_imported
 from adapter_store.manifest import LM_HEADS, SENTENCE_HEADS, Head, Manifest
 from adapter_store.methods import Backbone, Norms, Prefix, Prompt
 from adapter_store.names import parse_reference, shown
@@ -84,17 +84,38 @@ class Publisher:
                 raise type(error)(f"{error} The fusion's member {shown(member)} must be published first, or be named with member=.") from None
         return pins
 
-    def _setup(self, steps: "list[object]", folder: Path, alias: str | None, only_new: bool) -> Uploaded:
-        raise NotImplementedError
+    def _setup(self, steps: Sequence[Step], folder: Path, alias: str | None, only_new: bool) -> Uploaded:
+        """Publishes the packages of a setup in one commit, the setup itself last."""
+        pins: dict[str, str] = {}
+        packages: list[tuple[str, Package, Path]] = []
+        warnings: list[str] = []
+        report: list[str] = []
+        pending: dict[str, Manifest] = {}
+        for number, step in enumerate(steps):
+            imported = step.build(pins)
+            path = folder / f"{number}.safetensors"
+            write_imported(imported, path)
+            package = self.store.examine(path, step.name, self.backbone, alias, self._check_alone)
+            pending[f"{step.name}@{package.digest}"] = package.manifest
+            pins[step.name] = f"{step.name}@{package.digest}"
+            packages.append((step.name, package, path))
+            warnings += [f"{step.name}: {warning}" for warning in imported.warnings]
+            report += [f"{step.name}: {line}" for line in imported.report]
+        for _, package, _ in packages:
+            self.router.check(package.manifest, package.digest, pending)
+        return Uploaded(self.store.publish_all(packages, alias, only_new)[-1], tuple(warnings), tuple(report))
 
     def _check(self, package: Package) -> None:
         """Raises UnsupportedMethod for what is not served, WrongBackbone for what this backbone has not."""
-        manifest = package.manifest
-        check_places(manifest, self.backbone)
-        self._check_methods(manifest)
-        if manifest.head is not None:
-            self._check_head(manifest.head)
-        self.router.check(manifest, package.digest)
+        self._check_alone(package)
+        self.router.check(package.manifest, package.digest, {})
+
+    def _check_alone(self, package: Package) -> None:
+        """`_check` of everything but the package's composition."""
+        check_places(package.manifest, self.backbone)
+        self._check_methods(package.manifest)
+        if package.manifest.head is not None:
+            self._check_head(package.manifest.head)
 
     def _check_methods(self, manifest: Manifest) -> None:
         family = FAMILIES[self.backbone.model_type]

@@ -1,14 +1,15 @@
 """A model string becomes a Route: versions pinned, compositions resolved, the head chosen. Knows the catalogue, no engine."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from adapter_store import composition as blocks
-from adapter_store.catalog import VersionRecord
+from adapter_store.catalog import Summary, VersionRecord
 from adapter_store.composition import Block, Composition, channels, format_composition, parse
 from adapter_store.errors import InvalidName, UnsupportedMethod
 from adapter_store.manifest import Head, Manifest
 from adapter_store.methods import Backbone
+from adapter_store.names import Reference
 from adapter_store.store import Store
 from server.core import Average, Fuse, Route, Setup, Stack, Use, setup_fusions
 from server.errors import ApiError
@@ -35,6 +36,7 @@ class Router:
         self._routes: dict[str, Route] = {}
         self._routes_of = -1
         self._manifests: dict[str, Manifest] = {}
+        self._pending: dict[str, str] = {}  # names by digest of what is published together, while it is checked
 
     def route(self, model: str) -> Route:
         """The route of a model string as the catalogue stands now. Raises InvalidName, NotFound, UnsupportedMethod, ApiError (no head)."""
@@ -74,18 +76,20 @@ class Router:
         """Drops what is kept of a deleted package."""
         self._manifests.pop(digest, None)
 
-    def check(self, manifest: Manifest, digest: str) -> None:
-        """Raises UnsupportedMethod or NotFound where the composition of a package that is being published is not served."""
+    def check(self, manifest: Manifest, digest: str, pending: Mapping[str, Manifest]) -> None:
+        """Raises UnsupportedMethod or NotFound where the composition of a package that is being published is not served.
+
+        `pending` are packages that are published together with it, by their pins.
+        """
         if manifest.composition is None:
             return
-        self._manifests[digest] = manifest
-        try:
-            for block in channels(self._pinned_root(manifest)):
-                setup = self._block(block, digest).setup
-                if setup is not None:
-                    check_setup(setup, self.manifest, self._shown, self._backbone)
-        finally:
-            self.forget(digest)
+        checking = Router(self._store, self._backbone)
+        checking._pending = {pin.rpartition("@")[2]: pin.rpartition("@")[0] for pin in pending}
+        checking._manifests = {pin.rpartition("@")[2]: one for pin, one in pending.items()} | {digest: manifest}
+        for block in channels(_root(manifest)):
+            setup = checking._block(block, digest).setup
+            if setup is not None:
+                check_setup(setup, checking.manifest, checking._shown, self._backbone)
 
     def _resolve(self, composition: Composition) -> Route:
         if composition.root is None:
@@ -96,12 +100,12 @@ class Router:
             resolved = self._block(composition.root, None)
             model = resolved.text
             single = isinstance(composition.root, blocks.Adapter)
-            digest = self._store.resolve(composition.root.reference).digest if single else None  # type: ignore[union-attr]
+            digest = self._record(composition.root.reference).digest if single else None  # type: ignore[union-attr]
         if resolved.setup is not None:
             check_setup(resolved.setup, self.manifest, self._shown, self._backbone)
         head, head_digest = self._head(composition)
         if composition.head is not None:
-            model = f"{model}#{self._store.resolve(composition.head).reference}"
+            model = f"{model}#{self._record(composition.head).reference}"
         members = tuple(tuple(self._member(child) for child in fuse.children) for fuse in setup_fusions(resolved.setup))
         return Route(model, digest, resolved.setup, head, head_digest, members)
 
@@ -119,7 +123,7 @@ class Router:
                 if reference.name == "self":
                     assert self_digest is not None
                     return Resolved(Use(self_digest), "self")
-                record = self._store.resolve(reference)
+                record = self._record(reference)
                 return Resolved(self._package(record), record.reference)
             case blocks.Stack(children):
                 parts = [self._block(child, self_digest) for child in children]
@@ -133,12 +137,18 @@ class Router:
                 parts = [self._block(child, self_digest) for child in children]
                 setups = self._all(parts, "fuse")
                 own = fusion.name == "self"
-                digest = self_digest if own else self._store.resolve(fusion).digest
+                digest = self_digest if own else self._record(fusion).digest
                 assert digest is not None
-                shown = "self" if own else self._store.resolve(fusion).reference
+                shown = "self" if own else self._record(fusion).reference
                 return Resolved(Fuse(digest, setups), f"fuse[{shown}]({', '.join(part.text for part in parts)})")
             case blocks.Parallel():
                 raise UnsupportedMethod("parallel(...) has several answers and cannot be part of another block here.")
+
+    def _record(self, reference: Reference) -> VersionRecord:
+        """The version that a reference means."""
+        if self._pending.get(reference.selector) == reference.name:
+            return VersionRecord(reference.name, 0, reference.selector, "", Summary(size=0, parameters=0))
+        return self._store.resolve(reference)
 
     def _all(self, parts: list[Resolved], word: str) -> tuple[Setup, ...]:
         for part in parts:
@@ -151,24 +161,17 @@ class Router:
         manifest = self.manifest(record.digest)
         if manifest.composition is None:
             return Use(record.digest) if manifest.methods else None
-        return self._block(self._pinned_root(manifest), record.digest).setup
-
-    @staticmethod
-    def _pinned_root(manifest: Manifest) -> Block:
-        assert manifest.composition is not None
-        root = parse(manifest.composition).root
-        assert root is not None
-        return root
+        return self._block(_root(manifest), record.digest).setup
 
     def _opened(self, block: Block) -> Block:
         """The block with published parallels (and what holds them) written out, so that their channels can be counted."""
         match block:
             case blocks.Adapter(reference) if reference.name != "self":
-                record = self._store.resolve(reference)
+                record = self._record(reference)
                 manifest = self.manifest(record.digest)
                 if manifest.composition is None or "parallel" not in manifest.composition:
                     return block
-                return self._opened(self._pinned_root(manifest))
+                return self._opened(_root(manifest))
             case blocks.Stack(children):
                 return blocks.Stack(tuple(self._opened(child) for child in children))
             case blocks.Parallel(children):
@@ -181,7 +184,7 @@ class Router:
     def _head(self, composition: Composition) -> tuple[Head | None, str | None]:
         """The head that was asked for, else that of the outermost fusion or of the last member which has one."""
         if composition.head is not None:
-            record = self._store.resolve(composition.head)
+            record = self._record(composition.head)
             found = next(self._heads(blocks.Adapter(composition.head)), None)
             if found is None:
                 raise ApiError(400, "no_head", f"'{record.reference}' has no head that could follow '#'.", "model")
@@ -192,13 +195,13 @@ class Router:
         """The heads of a block, the one that counts first."""
         match block:
             case blocks.Adapter(reference):
-                digest = self_digest if reference.name == "self" else self._store.resolve(reference).digest
+                digest = self_digest if reference.name == "self" else self._record(reference).digest
                 assert digest is not None
                 manifest = self.manifest(digest)
                 if manifest.head is not None:
                     yield manifest.head, digest
                 elif manifest.composition is not None and reference.name != "self":
-                    yield from self._heads(self._pinned_root(manifest), digest)
+                    yield from self._heads(_root(manifest), digest)
             case blocks.Fuse(fusion, children):
                 yield from self._heads(blocks.Adapter(fusion), self_digest)
                 for child in reversed(children):
@@ -228,3 +231,11 @@ def _stacked(setups: list[Setup | None]) -> Setup | None:
     for setup in setups:
         flat += setup.children if isinstance(setup, Stack) else [] if setup is None else [setup]
     return None if not flat else flat[0] if len(flat) == 1 else Stack(tuple(flat))
+
+
+def _root(manifest: Manifest) -> Block:
+    """The block of a package that has a composition."""
+    assert manifest.composition is not None
+    root = parse(manifest.composition).root
+    assert root is not None
+    return root

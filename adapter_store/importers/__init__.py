@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter_store.errors import InvalidPackage
+from adapter_store.errors import InvalidPackage, UnsupportedMethod
 from adapter_store.importers.adapterhub import import_adapterhub, is_adapterhub
+from adapter_store.importers.adapterhub_fusion import fusion_members, import_fusion, is_fusion
+from adapter_store.importers.adapterhub_setup import Step, import_setup, is_setup
+from adapter_store.importers.compacter import import_compacter, is_compacter
 from adapter_store.importers.folder import (
     Files,
     Frozen,
@@ -18,6 +21,7 @@ from adapter_store.importers.folder import (
     folder_files,
     listed,
 )
+from adapter_store.importers.peft import import_peft, is_peft
 from adapter_store.manifest import Manifest
 from adapter_store.methods import Backbone
 from adapter_store.package import package_chunks
@@ -30,9 +34,13 @@ __all__ = [
     "ImportedPackage",
     "Importer",
     "Options",
+    "Step",
     "folder_files",
     "import_folder",
     "import_to_file",
+    "needed_members",
+    "setup_steps",
+    "write_imported",
 ]
 
 
@@ -67,7 +75,8 @@ def import_folder(
             return importer.load(files, Options(backbone, members, frozen))
     raise InvalidPackage(
         f"The folder is not one that can be imported: found {listed(files) or 'nothing'}; expected adapter_config.json and "
-        "adapter.safetensors, or head_config.json and model_head.safetensors, or both pairs (AdapterHub)."
+        "adapter.safetensors, or head_config.json and model_head.safetensors, or both pairs (AdapterHub), or adapter_config.json and "
+        "adapter_model.safetensors (PEFT)."
     )
 
 
@@ -93,5 +102,30 @@ def write_imported(package: ImportedPackage, target: Path) -> None:
             file.write(chunk)
 
 
+def needed_members(files: Files) -> tuple[str, ...]:
+    """The members that a fusion folder wants to be told of in `members`, by the names of its config; of other folders none."""
+    check_names(files)
+    return fusion_members(files) if not is_setup(files) and is_fusion(files) else ()
+
+
+def setup_steps(files: Files, backbone: Backbone | None, name: str) -> tuple[Step, ...] | None:
+    """The packages of a setup folder, to be published as parts of `name` in this order; None for a folder that is no setup.
+
+    Each step's `build` takes the pins ("name@sha256:...") of the names before it. Raises as `import_folder` does, and InvalidName.
+    """
+    check_names(files)
+    return import_setup(files, backbone, name) if is_setup(files) else None
+
+
+def _refuse_setup(files: Files, options: Options) -> ImportedPackage:
+    raise UnsupportedMethod("This is a setup of several adapters, which become several packages: push its folder to a server.")
+
+
 # The first row that recognises a folder reads it.
-IMPORTERS: tuple[Importer, ...] = (Importer("adapterhub", is_adapterhub, import_adapterhub),)
+IMPORTERS: tuple[Importer, ...] = (
+    Importer("adapterhub-setup", is_setup, _refuse_setup),
+    Importer("peft", is_peft, import_peft),
+    Importer("adapterhub-fusion", is_fusion, import_fusion),
+    Importer("compacter", is_compacter, import_compacter),
+    Importer("adapterhub", is_adapterhub, import_adapterhub),
+)

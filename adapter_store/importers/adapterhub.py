@@ -9,9 +9,19 @@ from dataclasses import dataclass, field
 
 from adapter_store.errors import InvalidPackage
 from adapter_store.importers.adapterhub_config import LinearsConfig, Part, PrefixConfig, read_parts
-from adapter_store.importers.adapterhub_folder import ADAPTER, HEAD, Config, Model, adapter_name, complete, describe, ignored, manifest_of
-from adapter_store.importers.adapterhub_folder import model_of as read_model
-from adapter_store.importers.adapterhub_folder import read_config
+from adapter_store.importers.adapterhub_folder import (
+    ADAPTER,
+    HEAD,
+    Config,
+    Model,
+    adapter_name,
+    complete,
+    describe,
+    ignored,
+    manifest_of,
+    model_of,
+    read_config,
+)
 from adapter_store.importers.adapterhub_heads import import_head
 from adapter_store.importers.adapterhub_match import Collected, Entry, Grammar, Kind, collected
 from adapter_store.importers.adapterhub_parts import Context, builder_of, split_linears
@@ -39,7 +49,7 @@ def import_adapterhub(files: Files, options: Options) -> ImportedPackage:
     has_adapter, has_head = complete(files, ADAPTER), complete(files, HEAD)
     remarks = Remarks()
     configs = [read_config(files, pair) for pair, there in ((ADAPTER, has_adapter), (HEAD, has_head)) if there]
-    model = read_model(configs, options.backbone, remarks)
+    model = model_of(configs, options.backbone, remarks)
     backbone = options.backbone
     adapter = Adapter()
     if has_adapter:
@@ -52,7 +62,7 @@ def import_adapterhub(files: Files, options: Options) -> ImportedPackage:
     head: Head | None = None
     tensors: dict[str, TensorData] = dict(adapter.tensors)
     if has_head:
-        head, head_tensors = import_head(configs[-1], read_tensors(files, HEAD.weights), backbone, options.frozen, remarks)
+        head, head_tensors = import_head(configs[-1], read_tensors(files, HEAD.weights), backbone, remarks)
         tensors |= head_tensors
     manifest = manifest_of(describe(files, configs[0], remarks), backbone, adapter.methods, head)
     remarks.report.extend(ignored(files, (ADAPTER.config, ADAPTER.weights, HEAD.config, HEAD.weights)))
@@ -68,9 +78,7 @@ class Adapter:
     tensors: Mapping[str, TensorData] = field(default_factory=dict)
 
 
-def import_adapter(
-    config: Config, weights: Mapping[str, TensorData], model: Model, backbone: Backbone | None, remarks: Remarks
-) -> Adapter:
+def import_adapter(config: Config, weights: Mapping[str, TensorData], model: Model, backbone: Backbone | None, remarks: Remarks) -> Adapter:
     """The methods of an adapter_config.json with their tensors, each of which must be matched."""
     name = adapter_name(config, ADAPTER.config)
     places = Places(model.type)
@@ -92,7 +100,9 @@ def import_adapter(
     spec = with_linears(plain, backbone, context.dimensions, methods.values())
     check_law(methods, spec, whole, f"the config of the adapter {shown(name)}")
     if backbone is None and embedding is None and model.type in EMBEDDING_TOLD:
-        remarks.warnings.append(f"The folder does not tell the size of the model's embeddings, which may not be the hidden size: {NAME_BACKBONE}.")
+        remarks.warnings.append(
+            f"The folder does not tell the size of the model's embeddings, which may not be the hidden size: {NAME_BACKBONE}."
+        )
     return Adapter(spec, methods, whole.tensors)
 
 
@@ -121,7 +131,9 @@ def _owned(parts: Sequence[Part], entries: Sequence[Entry], context: Context, na
         taken |= set(row.kinds)
     for entry in entries:
         if entry.kind not in taken:
-            raise InvalidPackage(f"The weights hold the tensor {shown(entry.key, 160)}, which the config of {shown(name)} does not call for.")
+            raise InvalidPackage(
+                f"The weights hold the tensor {shown(entry.key, 160)}, which the config of {shown(name)} does not call for."
+            )
     return owned
 
 
@@ -131,7 +143,9 @@ def _line(name: str, part: str, method: Method, built: Collected, own: Sequence[
     places = sorted({entry.at for entry in own if entry.at and entry.kind != "shared"})
     where = f" at {len(layers)} layers ({', '.join(places)})" if layers and places else ""
     twice = len(own) - len(built.tensors)
-    return f"adapter {shown(name)}: {len(built.tensors)} tensors of {part}{where}" + (f", {twice} of them twice in the file" if twice > 0 else "")
+    return f"adapter {shown(name)}: {len(built.tensors)} tensors of {part}{where}" + (
+        f", {twice} of them twice in the file" if twice > 0 else ""
+    )
 
 
 def check_law(methods: Mapping[str, Method], backbone: Backbone, whole: Collected, wanting: str) -> None:

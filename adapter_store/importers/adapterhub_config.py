@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from adapter_store.errors import InvalidPackage, UnsupportedMethod
 from adapter_store.families import Family
 from adapter_store.methods import Bottleneck, Invertible, Prompt, activation
+from adapter_store.methods.base import check_layers
 from adapter_store.names import shown
 from adapter_store.package import sentence
 
@@ -85,6 +86,11 @@ class _Read(BaseModel):
     def _nothing(cls, value: Any) -> Any:
         return () if value is None else value
 
+    @field_validator("leave_out")
+    @classmethod
+    def _sorted_layers(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return check_layers(value)
+
 
 class LinearsConfig(_Read):
     """LoRAConfig: LoRA, or (IA)^3 where the composition mode is "scale". Which linears a layer has depends on the family."""
@@ -145,10 +151,13 @@ def read_parts(file: Mapping[str, Any], family: Family, has_invertible: bool, wa
     does not have.
     """
     config = _fields(file.get("config"))
-    if "version" not in file and config.get("non_linearity") in _OLD_ACTIVATIONS:
-        config["non_linearity"] = _OLD_ACTIVATIONS[config["non_linearity"]]
+    function = config.get("non_linearity")
+    if "version" not in file and isinstance(function, str):
+        config["non_linearity"] = _OLD_ACTIVATIONS.get(function, function)
     if config.get("architecture") == "lora" and _scaled_wrongly(file.get("version")) and config.get("alpha", 8) != config.get("r", 8):
-        warnings.append("The file is of a version of the library that trained with a scaling of 1, whatever its alpha; it was taken as such.")
+        warnings.append(
+            "The file is of a version of the library that trained with a scaling of 1, whatever its alpha; it was taken as such."
+        )
         config["alpha"] = config.get("r", 8)
     return _read(config, Whole(file, family, has_invertible, warnings))
 
@@ -232,7 +241,9 @@ def _invertible(config: Fields, method: Bottleneck, whole: Whole) -> list[Part]:
     if not whole.has_invertible:
         if whole.file.get("type") != "text_task":
             raise InvalidPackage("The config names an invertible adapter (inv_adapter), of which the weights hold no tensor.")
-        whole.warnings.append("The config names an invertible adapter that the weights do not have, as old task adapters do; it was left out.")
+        whole.warnings.append(
+            "The config names an invertible adapter that the weights do not have, as old task adapters do; it was left out."
+        )
         return []
     if kind != "nice":
         raise UnsupportedMethod(f"The adapter's invertible part is of the kind {shown(str(kind))}, which is not served; only 'nice' is.")
@@ -257,7 +268,9 @@ def _prefix(config: Fields, whole: Whole) -> list[Part]:
 def _prompt(config: Fields, whole: Whole) -> list[Part]:
     read = _PromptConfig.model_validate(config)
     if read.combine not in ("prefix", "prefix_after_bos"):
-        raise UnsupportedMethod(f"The prompt is combined by {shown(read.combine)}, which is not served; only prefix and prefix_after_bos are.")
+        raise UnsupportedMethod(
+            f"The prompt is combined by {shown(read.combine)}, which is not served; only prefix and prefix_after_bos are."
+        )
     return [Prompt(prompt_length=read.prompt_length, place="embeddings", after_first=read.combine == "prefix_after_bos")]
 
 

@@ -106,7 +106,7 @@ def build_fusion(files: Files, options: Options, composition: Block) -> Imported
     tensors: dict[str, TensorData] = dict(weights.tensors)
     head = None
     if has_head:
-        head, head_tensors = import_head(configs[-1], read_tensors(files, HEAD.weights), backbone, options.frozen, remarks)
+        head, head_tensors = import_head(configs[-1], read_tensors(files, HEAD.weights), backbone, remarks)
         tensors |= head_tensors
     manifest = manifest_of(describe(files, configs[0], remarks), backbone, {PART: method}, head, format_block(composition))
     remarks.report.extend(ignored(files, (*FUSION.names, *HEAD.names)))

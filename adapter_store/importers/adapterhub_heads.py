@@ -10,7 +10,7 @@ from typing import Any
 
 from adapter_store.errors import InvalidPackage, UnsupportedMethod
 from adapter_store.families import FAMILIES
-from adapter_store.importers.folder import Frozen, Remarks
+from adapter_store.importers.folder import Remarks
 from adapter_store.importers.heads import (
     ALONE,
     Sources,
@@ -22,7 +22,6 @@ from adapter_store.importers.heads import (
     make_head,
     static_head,
     take,
-    without_prediction_head,
 )
 from adapter_store.importers.static_heads import STATIC
 from adapter_store.manifest import LM_HEADS, MAX_VOCABULARY, Head
@@ -47,16 +46,12 @@ _DEFAULTS: dict[str, tuple[int, str | None]] = {
 }
 
 
-def import_head(
-    config: Mapping[str, Any], weights: Weights, backbone: Backbone, frozen: Frozen | None, remarks: Remarks
-) -> tuple[Head, dict[str, TensorData]]:
+def import_head(config: Mapping[str, Any], weights: Weights, backbone: Backbone, remarks: Remarks) -> tuple[Head, dict[str, TensorData]]:
     """The head and its tensors under our names; raises InvalidPackage, or UnsupportedMethod naming the head."""
     name = config.get("name")
     fields = config.get("config")
     if fields is None:
         weights = _without_prefixes(weights, remarks)
-        if backbone.model_type == "modernbert":
-            weights = without_prediction_head(weights, frozen, remarks)
         head, sources = _static(config, weights, backbone)
     elif isinstance(fields, dict) and isinstance(name, str) and name:
         weights = _own(weights, f"heads.{name}.", remarks)
@@ -73,7 +68,8 @@ def _flexible(prefix: str, fields: dict[str, Any], weights: Weights, backbone: B
     head_type = fields.get("head_type")
     if not isinstance(head_type, str) or head_type not in _DEFAULTS:
         raise UnsupportedMethod(
-            f"The head is of the type {shown(str(head_type))}, which this version does not serve; served are {', '.join(_DEFAULTS)}; {ALONE}"
+            f"The head is of the type {shown(str(head_type))}, which this version does not serve; served are "
+            f"{', '.join(_DEFAULTS)}; {ALONE}"
         )
     layers, function = _DEFAULTS[head_type]
     layers, function = fields.get("layers", layers), fields.get("activation_function", function)
@@ -126,8 +122,8 @@ def _language_model(
         embedding_size=None if layers == 1 or size == backbone.hidden_size else size,
         invert=True,
     )
-    inner = (f"{prefix}.0", f"{prefix}.{1 + bool(function)}" if norm else None) if layers == 2 else (None, None)
-    return head, lm_sources(*inner, f"{prefix}.{place}")
+    dense = f"{prefix}.0" if layers == 2 else None
+    return head, lm_sources(dense, f"{prefix}.{1 + bool(function)}" if norm else None, f"{prefix}.{place}")
 
 
 def _static(config: Mapping[str, Any], weights: Weights, backbone: Backbone) -> tuple[Head, Sources]:

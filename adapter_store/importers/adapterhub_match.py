@@ -112,7 +112,9 @@ class Collected:
     def add(self, name: str, tensor: TensorData, source: str) -> None:
         """Raises InvalidPackage where the name is taken by another tensor."""
         if name in self.tensors and not equal(self.tensors[name], tensor):
-            raise InvalidPackage(f"The weights hold {shown(source, 160)} and {shown(self.sources[name], 160)}, which contradict each other.")
+            raise InvalidPackage(
+                f"The weights hold {shown(source, 160)} and {shown(self.sources[name], 160)}, which contradict each other."
+            )
         self.tensors.setdefault(name, tensor)
         self.sources.setdefault(name, source)
 

@@ -33,12 +33,9 @@ Built = tuple[Method, Collected]
 # The library's tensors of a bottleneck -> ours. With ln_before the norm is the first module of adapter_down and is written a second
 # time there.
 _NORMS = {"adapter_norm_before": "ln_before", "adapter_norm_after": "ln_after", "gate": "gate"}
-_KRONECKER = {
-    "W_left": "w_left", "W_right": "w_right", "W": "w", "b": "bias", "phm_rule": "rule", "phm_rule_left": "rule_left", "phm_rule_right": "rule_right"
-}  # fmt: skip
-_SHARED = {"phm_rule": "rule", "phm_rule_left": "rule_left", "phm_rule_right": "rule_right"} | {
-    f"W_{way}{side}": f"{way}.w{side}" for way in ("down", "up") for side in ("", "_left", "_right")
-}
+_RULES = {"phm_rule": "rule", "phm_rule_left": "rule_left", "phm_rule_right": "rule_right"}
+_KRONECKER = {"W_left": "w_left", "W_right": "w_right", "W": "w", "b": "bias"} | _RULES
+_SHARED = _RULES | {f"W_{way}{side}": f"{way}.w{side}" for way in ("down", "up") for side in ("", "_left", "_right")}
 
 
 def _bottleneck_names(method: Bottleneck) -> dict[str, str]:
@@ -46,7 +43,9 @@ def _bottleneck_names(method: Bottleneck) -> dict[str, str]:
     inner = _KRONECKER if method.phm_layer else {"weight": "weight", "bias": "bias"}
     down = "adapter_down.1" if method.ln_before else "adapter_down.0"
     names = {"scaling": "scaling"}
-    names |= {f"{module}.{theirs}": f"{way}.{ours}" for module, way in ((down, "down"), ("adapter_up", "up")) for theirs, ours in inner.items()}
+    names |= {
+        f"{module}.{theirs}": f"{way}.{ours}" for module, way in ((down, "down"), ("adapter_up", "up")) for theirs, ours in inner.items()
+    }
     norms = _NORMS | ({"adapter_down.0": "ln_before"} if method.ln_before else {})
     return names | {f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in norms.items() for kind in ("weight", "bias")}
 
@@ -78,7 +77,9 @@ def _check_shared(method: Bottleneck, whole: Collected) -> None:
 
 def _invertible(method: Part, entries: Sequence[Entry], context: Context) -> Built:
     assert isinstance(method, Invertible)
-    names = {f"{net}.{old}.{kind}": f"{net.lower()}.{new}.{kind}" for net in "FG" for old, new in ((0, 0), (2, 1)) for kind in ("weight", "bias")}
+    names = {
+        f"{net}.{old}.{kind}": f"{net.lower()}.{new}.{kind}" for net in "FG" for old, new in ((0, 0), (2, 1)) for kind in ("weight", "bias")
+    }
     whole = collected()
     for entry in entries:
         if entry.rest not in names:
@@ -150,7 +151,7 @@ def _linears(config: Part, entries: Sequence[Entry], context: Context) -> Built:
 
 def _low_rank(own: dict[str, Entry], matrices: list[bool]) -> dict[str, TensorData]:
     """A and B of one linear, and its gate. Of a fused one block j of A's rows pairs with block j of B's, in the j-th adapted third."""
-    tensors = {name: _taken(own, theirs) for name, theirs in (("a", "lora_A"), ("b", "lora_B")) if theirs in own}
+    tensors = {name: own[theirs].tensor for name, theirs in (("a", "lora_A"), ("b", "lora_B")) if theirs in own}
     if matrices and "b" in tensors:
         tensors["b"] = blocks.diagonal_thirds(_adapted(own["lora_B"], matrices), tensors["b"].shape[-1])
     return tensors | _gates(own, matrices, fills=False)
@@ -160,7 +161,7 @@ def _scale(own: dict[str, Entry], matrices: list[bool]) -> dict[str, TensorData]
     """The vector of one linear, ones where a third of a fused one is not adapted."""
     if "lora_B" not in own:
         return _gates(own, matrices, fills=True)
-    scale = _taken(own, "lora_B")
+    scale = own["lora_B"].tensor
     if len(scale.shape) != 2 or scale.shape[1] != 1:
         raise InvalidPackage(f"The tensor '{own['lora_B'].key[:160]}' has the shape {list(scale.shape)}; (IA)^3 calls for [out, 1].")
     if matrices:
@@ -173,7 +174,7 @@ def _gates(own: dict[str, Entry], matrices: list[bool], fills: bool) -> dict[str
     """The gate of one linear; a fused one has a gate for each third. One that is not adapted has 0 there, or, to keep a scale as it
 
     is, a gate that is always open: no weight, and a bias whose sigmoid is 1."""
-    tensors = {name: _taken(own, name) for name in ("gate.weight", "gate.bias") if name in own}
+    tensors: dict[str, TensorData] = {name: own[name].tensor for name in ("gate.weight", "gate.bias") if name in own}
     if matrices:
         for name in tensors:
             rows = _adapted(own[name], matrices)
@@ -190,10 +191,6 @@ def _adapted(entry: Entry, matrices: list[bool]) -> list[TensorData | None]:
         raise InvalidPackage(f"The tensor '{entry.key[:160]}' has the shape {list(entry.tensor.shape)}, which is not {count} equal blocks.")
     given = iter(blocks.split_rows(entry.tensor, count))
     return [next(given) if adapted else None for adapted in matrices]
-
-
-def _taken(own: dict[str, Entry], name: str) -> TensorData:
-    return own[name].tensor
 
 
 def _see(address: str, whole: Collected, dimensions: Dimensions) -> None:

@@ -5,7 +5,7 @@ where that is not the one that the composition has anyway). Compositions pin by 
 written: so an import is a list of steps, each of which builds its package from the pins of those before it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,7 @@ class Node:
 def _node(value: Any, depth: int = 1) -> Node:
     if not isinstance(value, dict) or not isinstance(value.get("children"), list) or not value["children"] or depth > MAX_DEPTH:
         raise InvalidPackage(f"{SETUP} is not valid: every block has a type and a list of children, at most {MAX_DEPTH} deep.")
-    kind, children = value.get("type"), value["children"]
+    kind, children = str(value.get("type")), value["children"]
     if kind == "single":
         if len(children) != 1 or not isinstance(children[0], str) or not children[0]:
             raise InvalidPackage(f"{SETUP} is not valid: a block of the type single has one name.")
@@ -91,7 +91,7 @@ def _node(value: Any, depth: int = 1) -> Node:
     if kind in _REFUSED:
         raise UnsupportedMethod(f"The setup holds a block of the type {kind}, which is not served: {_REFUSED[kind]}.")
     if kind not in _BLOCKS:
-        raise UnsupportedMethod(f"The setup holds a block of the type {shown(str(kind))}, which is not known; known are {', '.join(_BLOCKS)}.")
+        raise UnsupportedMethod(f"The setup holds a block of the type {shown(kind)}, which is not known; known are {', '.join(_BLOCKS)}.")
     inner = tuple(_node(child, depth + 1) for child in children)
     return Node(kind, "", inner, _weights(value.get("kwargs"), len(inner)) if kind == "Average" else ())
 
@@ -241,14 +241,12 @@ class _Setup:
             )
         return self._read_head(self.folders.get(own[0], {}), f"the folder {shown(own[0], 60)}", composition, remarks)
 
-    def _read_head(
-        self, files: Files, where: str, composition: Block, remarks: Remarks
-    ) -> tuple[Head, dict[str, TensorData], Config]:
+    def _read_head(self, files: Files, where: str, composition: Block, remarks: Remarks) -> tuple[Head, dict[str, TensorData], Config]:
         if not complete(files, HEAD) or self.backbone is None:
             raise InvalidPackage(f"The setup's head_setup asks for a head, and {where} holds none ({HEAD.config}, {HEAD.weights}).")
         config = read_config(files, HEAD)
         model_of([config], self.options.backbone, remarks)
-        head, tensors = import_head(config, read_tensors(files, HEAD.weights), self.backbone, None, remarks)
+        head, tensors = import_head(config, read_tensors(files, HEAD.weights), self.backbone, remarks)
         return head, tensors, config
 
     def _default_heads(self) -> list[str]:
@@ -287,8 +285,3 @@ def _within(folder: str, build: Callable[[], ImportedPackage]) -> ImportedPackag
         return build()
     except StoreError as error:
         raise type(error)(f"In the folder {shown(folder, 60)}: {error}") from None
-
-
-def setup_names(steps: Sequence[Step]) -> tuple[str, ...]:
-    """The names that a setup's packages are published under."""
-    return tuple(step.name for step in steps)

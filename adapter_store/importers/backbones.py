@@ -43,7 +43,9 @@ def backbone_of(config: Config, name: str = "") -> Backbone:
             name=name,
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError):
-        raise InvalidPackage("The model's config.json does not tell a model's type, hidden size, number of layers and dimensions.") from None
+        raise InvalidPackage(
+            "The model's config.json does not tell a model's type, hidden size, number of layers and dimensions."
+        ) from None
 
 
 def _first(config: Config, keys: Iterable[str]) -> int:
@@ -63,11 +65,11 @@ def _t5_layers(config: Config) -> tuple[int, int]:
     return config["num_layers"] + decoder, decoder
 
 
-_LAYERS: dict[str, Callable[[Config], tuple[int, int]]] = {"albert": _albert_layers, "t5": _t5_layers}
+_LAYERS: dict[str, Callable[[Config], tuple[int, int]]] = {"albert": _albert_layers, "mt5": _t5_layers, "t5": _t5_layers}
 
 
 def _encoder(hidden: int, wide: int) -> Linears:
-    return {name: (hidden, hidden) for name in "qkvo"} | {"up": (hidden, wide), "down": (wide, hidden)}
+    return dict.fromkeys("qkvo", (hidden, hidden)) | {"up": (hidden, wide), "down": (wide, hidden)}
 
 
 def _bert(config: Config, hidden: int) -> Linears:
@@ -123,6 +125,7 @@ _LINEARS: dict[str, Callable[[Config, int], Linears]] = {
     "modernbert": _modernbert,
     "gpt2": _gpt2,
     "llama": _llama,
+    "mt5": _t5,
     "t5": _t5,
 }
 

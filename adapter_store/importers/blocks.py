@@ -68,3 +68,15 @@ def opened(bias: TensorData, closed: Sequence[bool]) -> TensorData:
     values = bits(bias).copy()
     values[list(closed)] = {"F32": 0x42800000, "F16": 0x5400, "BF16": 0x4280}[bias.dtype]
     return tensor_of(values, bias.dtype)
+
+
+def same_numbers(one: TensorData, other: TensorData) -> bool:
+    """Whether two tensors hold the same numbers, whatever their dtypes."""
+    return one.shape == other.shape and (equal(one, other) if one.dtype == other.dtype else np.array_equal(_floats(one), _floats(other)))
+
+
+def _floats(tensor: TensorData) -> npt.NDArray[np.float32]:
+    raw = bits(tensor)
+    if tensor.dtype == "BF16":
+        return (raw.astype("<u4") << 16).view("<f4")
+    return raw.view("<f2" if tensor.dtype == "F16" else "<f4").astype("<f4")

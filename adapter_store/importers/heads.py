@@ -8,7 +8,6 @@ from pydantic import ValidationError
 from adapter_store.errors import InvalidPackage, UnsupportedMethod
 from adapter_store.families import FAMILIES
 from adapter_store.importers.blocks import equal
-from adapter_store.importers.folder import Frozen, Remarks
 from adapter_store.importers.static_heads import Static
 from adapter_store.manifest import LM_HEADS, SENTENCE_HEADS, SPAN_LABELS, Head
 from adapter_store.methods import Backbone, activation
@@ -63,7 +62,7 @@ def lm_sources(dense: str | None, norm: str | None, decoder: str, also: str | No
 
 
 def static_head(
-    static: Static, labels: tuple[str, ...], weights: Weights, backbone: Backbone, where: str, **more: Any
+    static: Static, labels: tuple[str, ...], weights: Weights, backbone: Backbone, where: str
 ) -> tuple[Head, dict[str, list[str]]]:
     """The Head that a model class has, and where its tensors are."""
     family = FAMILIES[backbone.model_type]
@@ -77,6 +76,7 @@ def static_head(
         size = tensor.shape[1] if two and tensor.shape[1] != backbone.hidden_size else None
         fields = {"activation": static.activation, "norm": two, "bias": static.bias, "embedding_size": size, "vocab_size": tensor.shape[0]}
         return make_head(static.type, (), where, layers=static.layers, **fields), lm_sources(dense, norm, decoder, static.also)
+    pooler, more = _own_pooler(weights, backbone) if static.use_pooler else ({}, {})
     last = {"last_token": "rightmost"} if family.classify == "last" and static.type in SENTENCE_HEADS else {}
     head = make_head(
         static.type,
@@ -87,9 +87,9 @@ def static_head(
         use_pooler=static.use_pooler,
         bias=static.bias,
         **last,
-        **more,
+        **pooler,
     )
-    return head, linear_sources(static.modules)
+    return head, linear_sources(static.modules) | more
 
 
 def take(weights: Weights, sources: Sources, head: Head, backbone: Backbone, where: str, file: str) -> dict[str, TensorData]:
@@ -114,19 +114,22 @@ def take(weights: Weights, sources: Sources, head: Head, backbone: Backbone, whe
     return tensors
 
 
-def without_prediction_head(weights: Weights, frozen: Frozen | None, remarks: Remarks) -> dict[str, TensorData]:
-    """ModernBERT's classifiers stand on a dense and a norm, `head.*`: the file's copies must be the backbone's. Raises UnsupportedMethod."""
-    own = {key: tensor for key, tensor in weights.items() if key.startswith("head.")}
-    for key, tensor in own.items():
-        frozen_tensor = frozen(key) if frozen is not None else None
-        if frozen_tensor is None or not equal(tensor, frozen_tensor):
-            raise UnsupportedMethod(
-                f"The head has a prediction head of its own ({shown(key)}) below its classifier, as ModernBERT's classes do, "
-                "which this version does not serve; publish the adapter without a head."
-            )
-    if own:
-        remarks.report.append(f"head: {len(own)} tensors are the backbone's own and were left out")
-    return {key: tensor for key, tensor in weights.items() if key not in own}
+def _own_pooler(weights: Weights, backbone: Backbone) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Of a pooler that was trained and saved too: the fields of the head, and where its tensors are.
+
+    ModernBERT's is a prediction head, `head.{dense, norm}`: its activation is of no file, and gelu in all of its checkpoints.
+    """
+    family = FAMILIES[backbone.model_type]
+    path = family.linears.get("pooler")
+    dense = next((name for name in (f"{family.prefix}{path}", str(path)) if path and f"{name}.weight" in weights), None)
+    if dense is None:
+        return {}, {}
+    sources = {f"head.pooler.{kind}": [f"{dense}.{kind}"] for kind in ("weight", "bias")}
+    if family.pooler != "head":
+        return {"own_pooler": True}, sources
+    sources["head.pooler.norm.weight"] = ["head.norm.weight"]
+    fields = {"pooler_activation": "gelu", "pooler_bias": f"{dense}.bias" in weights, "pooler_norm": True}
+    return {"own_pooler": True} | fields, sources
 
 
 def default_labels(count: int) -> tuple[str, ...]:

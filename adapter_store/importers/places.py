@@ -56,7 +56,9 @@ class Places:
 
 
 def _pattern(path: str) -> str:
-    pattern = re.escape(path + ".").replace(r"\{g\}", _NUMBER.replace("(", "(?P<g>", 1)).replace(r"\{i\}", _NUMBER.replace("(", "(?P<i>", 1))
+    pattern = (
+        re.escape(path + ".").replace(r"\{g\}", _NUMBER.replace("(", "(?P<g>", 1)).replace(r"\{i\}", _NUMBER.replace("(", "(?P<i>", 1))
+    )
     return f"{pattern}(?P<rest>.+)"
 
 
@@ -115,6 +117,8 @@ def _check_reach(layers: set[int], left_out: set[int], count: int, what: str) ->
 
 def _guess(found: list[set[int]], left_out: frozenset[int]) -> tuple[int, ...]:
     """The numbers of layers that explain which ones are there and which are left out."""
+    if not any(found) and left_out and len(found) == 1:
+        return (max(left_out) + 1,)
     if not any(found):
         raise InvalidPackage(f"The folder does not say how many layers its model has: {NAME_BACKBONE}.")
     if len(found) == 1:
@@ -125,7 +129,9 @@ def _guess(found: list[set[int]], left_out: frozenset[int]) -> tuple[int, ...]:
         (least[0] + more, least[1] + also)
         for more in spare
         for also in spare
-        if _explained(found[0], least[0] + more, 0, left_out) and _explained(found[1], least[1] + also, least[0] + more, left_out)
+        if max(left_out, default=-1) < least[0] + more + least[1] + also
+        and _explained(found[0], least[0] + more, 0, left_out)
+        and _explained(found[1], least[1] + also, least[0] + more, left_out)
     ]
     if len(fitting) != 1:
         raise InvalidPackage(f"The folder does not say how many layers the model's encoder and decoder have: {NAME_BACKBONE}.")
@@ -139,7 +145,9 @@ def _explained(layers: set[int], count: int, first: int, left_out: frozenset[int
 def addresses(counts: Counts, per_layer: Mapping[int, Iterable[str]]) -> tuple[str, ...]:
     """Addresses of linears in order: layer by layer, within a layer in the order of the canonical names."""
     order = {name: place for place, name in enumerate(LINEARS)}
-    return tuple(f"layers.{layer}.{name}" for layer in range(counts.total) for name in sorted(per_layer.get(layer, ()), key=order.__getitem__))
+    return tuple(
+        f"layers.{layer}.{name}" for layer in range(counts.total) for name in sorted(per_layer.get(layer, ()), key=order.__getitem__)
+    )
 
 
 @dataclass(slots=True)
@@ -159,12 +167,12 @@ class Dimensions:
         wide = self.known.get("up", (None, None))[1]
         whole: dict[str, tuple[int, int]] = {}
         for name, (inputs, outputs) in self.known.items():
-            inputs = inputs or (hidden if name in _READS_HIDDEN else wide if name == "down" else None)
-            outputs = outputs or (hidden if name in _WRITES_HIDDEN else None)
+            inputs = inputs or (hidden if name in READS_HIDDEN else wide if name == "down" else None)
+            outputs = outputs or (hidden if name in WRITES_HIDDEN else None)
             if inputs and outputs:
                 whole[name] = (inputs, outputs)
         return whole
 
 
-_READS_HIDDEN = frozenset({"q", "k", "v", "qkv", "cross_q", "cross_k", "cross_v", "up", "gate", "pooler"})
-_WRITES_HIDDEN = frozenset({"o", "cross_o", "down", "pooler", "embedding_projection"})
+READS_HIDDEN = frozenset({"q", "k", "v", "qkv", "cross_q", "cross_k", "cross_v", "up", "gate", "pooler"})
+WRITES_HIDDEN = frozenset({"o", "cross_o", "down", "pooler", "embedding_projection"})

@@ -51,6 +51,11 @@ _ROBERTA_CLASSES = {
     "ForMaskedLM": Static("masked_lm", _ROBERTA_LM, "gelu", also="lm_head.bias"),
     "ForCausalLM": Static("causal_lm", _ROBERTA_LM, "gelu", also="lm_head.bias"),
 }
+_T5_CLASSES = {
+    "ForConditionalGeneration": Static("seq2seq_lm", ("lm_head",), bias=False),
+    "ForQuestionAnswering": _SPANS,
+    "ForSequenceClassification": Static("classification", ("classification_head.dense", "classification_head.out_proj"), "tanh"),
+}
 
 STATIC: dict[str, Static] = {
     "AlbertForSequenceClassification": _POOLED,
@@ -86,13 +91,12 @@ STATIC: dict[str, Static] = {
     "LlamaForCausalLM": _LM,
     "LlamaForQuestionAnswering": _SPANS,
     "LlamaForTokenClassification": _SCORED_TAGGING,
-    "T5ForConditionalGeneration": Static("seq2seq_lm", ("lm_head",), bias=False),
-    "T5ForQuestionAnswering": _SPANS,
-    "T5ForSequenceClassification": Static("classification", ("classification_head.dense", "classification_head.out_proj"), "tanh"),
+    **{f"T5{task}": head for task, head in _T5_CLASSES.items()},
+    **{f"MT5{task}": head for task, head in _T5_CLASSES.items()},
 }
 
 # How transformers names the classes of a family.
 CLASS_OF = {
     "albert": "Albert", "bert": "Bert", "distilbert": "DistilBert", "electra": "Electra", "gpt2": "GPT2", "llama": "Llama",
-    "modernbert": "ModernBert", "roberta": "Roberta", "t5": "T5", "xlm-roberta": "XLMRoberta",
+    "modernbert": "ModernBert", "mt5": "MT5", "roberta": "Roberta", "t5": "T5", "xlm-roberta": "XLMRoberta",
 }  # fmt: skip

@@ -125,6 +125,7 @@ class Bottleneck(Frozen):
         if inputs % n or outputs % n:
             raise ValueError(f"a Kronecker layer of {inputs} inputs and {outputs} outputs is not divisible by phm_dim {n}")
         where = shared if self.shared_W_phm else prefix
+        shapes: dict[str, Shape]
         if self.factorized_phm_W:
             shapes = {f"{where}.w_left": (n, inputs // n, self.phm_rank), f"{where}.w_right": (n, self.phm_rank, outputs // n)}
         else:

@@ -79,7 +79,7 @@ class Backbone:
         model = self.model.encoder if self.family.encoder_decoder else self.model
         with self.stage.entered(running):
             hidden: Tensor = model(use_cache=False, **inputs).last_hidden_state[0]  # type: ignore[operator]
-        return hidden, running
+        return hidden if running.last is None else running.last, running
 
     def decode(self, plan: StreamPlan, encoded: Tensor, explained: bool = False) -> tuple[Tensor, Running]:
         """The decoder's last hidden state [T, H], its cross-attention on the encoder's [encoder tokens, H]."""
@@ -257,6 +257,8 @@ def _install(model: nn.Module, config: PreTrainedConfig, family: Family, stage: 
         if projection is not None:
             linears.tap(projection, "embedding_projection", stage)
     _tap_embeddings(model, family, stage)
+    if family.last is not None:
+        _tap_last(model.get_submodule(family.last), stage)
     if family.encoder_decoder:
         for stack in ("encoder", "decoder"):
             _tap_norm(model.get_submodule(f"{stack}.final_layer_norm"), f"final.{stack}", stage)
@@ -342,6 +344,19 @@ def _tap_levels(layer: nn.Module, number: int, stage: Stage) -> None:
         return inner(*args, **kwargs)
 
     layer.forward = forward
+
+
+def _tap_last(module: nn.Module, stage: Stage) -> None:
+    """Keeps the whole of the last level's output, of which the model gets as many tokens as it was given."""
+    inner = module.forward
+
+    def forward(x: Tensor) -> Tensor:
+        y: Tensor = inner(x)
+        running = stage.now()
+        running.last = y[0]
+        return y[:, : len(running.plan.input_ids)]
+
+    module.forward = forward
 
 
 def _tap_embeddings(model: nn.Module, family: Family, stage: Stage) -> None:

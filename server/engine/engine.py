@@ -191,7 +191,7 @@ class Engine:
                     self._sentence(head, rows[place], hidden[place], decoded.get(place), encoded, spans[place], first[place]) for place in places
                 ]
                 nodes = [programs[place].linears.get("pooler") for place in places]
-                answers = heads.sentence_logits(weights, features, self.backbone.pooler, nodes)
+                answers = heads.sentence_logits(weights, features, self.backbone.pooler, nodes, getattr(self.backbone.config, "norm_eps", 1e-5))
             for place, answer in zip(places, answers, strict=True):
                 outputs[place].update(answer)
 

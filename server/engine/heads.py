@@ -82,11 +82,11 @@ def tokens_logits(weights: HeadWeights, rows: Sequence[Tensor]) -> list[Named]:
 
 
 def sentence_logits(
-    weights: HeadWeights, features: Sequence[Tensor], pooler: Pooler | None, nodes: Sequence[Node | None]
+    weights: HeadWeights, features: Sequence[Tensor], pooler: Pooler | None, nodes: Sequence[Node | None], eps: float
 ) -> list[Named]:
-    """Sentence heads: one vector [H] per row; `nodes` are what the rows' adapters do to the pooler's dense."""
+    """Sentence heads: one vector [H] per row; `nodes` are what the rows' adapters do to the pooler's dense, `eps` is of its norm."""
     if weights.head.own_pooler:
-        pooler = Pooler(weights.tensors["head.pooler.weight"], weights.tensors["head.pooler.bias"])
+        pooler = _own_pooler(weights, eps)
     vectors = torch.stack(list(features))
     if weights.head.use_pooler:
         assert pooler is not None
@@ -95,6 +95,13 @@ def sentence_logits(
         else:
             vectors = torch.cat([pooler.apply(vectors[i : i + 1], node) for i, node in enumerate(nodes)])
     return [{"logits": row} for row in weights.apply(vectors).unbind(0)]
+
+
+def _own_pooler(weights: HeadWeights, eps: float) -> Pooler:
+    tensors, head = weights.tensors, weights.head
+    scale = tensors.get("head.pooler.norm.weight")
+    norm = None if scale is None else lambda y: layer_norm(y, y.shape[-1:], scale, None, eps)
+    return Pooler(tensors["head.pooler.weight"], tensors.get("head.pooler.bias"), ACTIVATIONS[head.pooler_activation], norm)
 
 
 def language_logits(weights: HeadWeights, hidden: Tensor, model: LanguageModel, invertible: InvertibleWeights | None) -> Named:
@@ -109,8 +116,8 @@ def language_logits(weights: HeadWeights, hidden: Tensor, model: LanguageModel, 
         hidden = ACTIVATIONS[head.activation or "linear"](hidden)
         if head.norm:
             hidden = layer_norm(hidden, hidden.shape[-1:], tensors["head.norm.weight"], tensors["head.norm.bias"], model.eps)
-        if head.invert and invertible is not None:
-            hidden = invertible.inverse(hidden)
+    if head.invert and invertible is not None:
+        hidden = invertible.inverse(hidden)
     return {"logits": linear(hidden, tensors["head.decoder.weight"], tensors.get("head.decoder.bias"))}
 
 

@@ -60,6 +60,7 @@ class Running:
         self.plan = plan
         self.level = plan.levels[0]
         self.attention_input: Tensor = torch.empty(0)
+        self.last: Tensor | None = None
         self.attentions: dict[str, list[tuple[int, tuple[Span, ...], Tensor]]] | None = {} if explained else None
         self._next = {level.start: level for level in plan.levels[1:]}
 

@@ -144,8 +144,9 @@ class SiteWork:
 class Site:
     """One site of one layer: takes h and x where they pass by, and does its work."""
 
-    def __init__(self, address: str, stage: "Stage", norm: Norm | None, hooked: bool) -> None:
+    def __init__(self, address: str, stage: "Stage", norm: Norm | None, hooked: bool, swapped: bool) -> None:
         self.address = address
+        self._swapped = swapped
         self._stage = stage
         self._norm = norm
         self._hooked = hooked
@@ -162,6 +163,7 @@ class Site:
             return self._norm(s)
         assert h is not None
         assert x is not None
+        h, x = (x, h) if self._swapped else (h, x)
         return work.after_norm(self.address, h[0], x[0], s[0], self._norm, self._explained()).unsqueeze(0)
 
     def at_sublayer(self, h: Tensor) -> Tensor:
@@ -182,7 +184,7 @@ def install(layer: nn.Module, number: int, sites: Sequence[SiteModules], stage: 
     """Installs the sites of one layer. Addresses are `layers.{number}.{site}`."""
     for modules in sites:
         norm = layer.get_submodule(modules.norm) if modules.norm else None
-        site = Site(f"layers.{number}.{modules.site}", stage, None if norm is None else norm.forward, hooked)
+        site = Site(f"layers.{number}.{modules.site}", stage, None if norm is None else norm.forward, hooked, modules.swapped)
         _tap_output(layer.get_submodule(modules.sublayer), site, changes=norm is None)
         _tap_input(layer.get_submodule(modules.residual) if modules.residual else layer, site)
         if norm is not None:

@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoRAWeights:
-    """a [r, in], b [out, r]; gate_weight [1, in] and gate_bias [1] where the adapter is gated."""
+    """a [r, in], b [out, r]; gate_weight [1, in] and gate_bias [1] where the adapter is gated, [3, in] and [3] for q, k and v in one."""
 
     a: Tensor
     b: Tensor
@@ -130,5 +130,8 @@ def _made(node: Node, x: Tensor, made: Tensor | None) -> tuple[Tensor | None, Pa
 
 
 def _gate(part: Part, x: Tensor) -> Tensor:
+    """[1], or [out] where each third of the outputs has a gate of its own."""
     assert part.gate_weight is not None
-    return torch.sigmoid(linear(x, part.gate_weight, part.gate_bias)).mean(dim=0)
+    gate = torch.sigmoid(linear(x, part.gate_weight, part.gate_bias)).mean(dim=0)
+    outputs = part.b.shape[0] if isinstance(part, LoRAWeights) else part.scale.shape[0]
+    return gate if gate.numel() == 1 else gate.repeat_interleave(outputs // gate.numel())
