@@ -124,7 +124,7 @@ class Publisher:
                 raise UnsupportedMethod(f"Prefixes on models of type '{self.backbone.model_type}' are not served.")
             if isinstance(method, Norms) and not any(layers.norms for layers in family.layers):
                 raise UnsupportedMethod(f"Tuned layer norms on models of type '{self.backbone.model_type}' are not served.")
-            if isinstance(method, Prompt) and (family.encoder_decoder or (family.causal and method.place == "embeddings")):
+            if isinstance(method, Prompt) and method.place == "embeddings" and (family.encoder_decoder or family.causal):
                 raise UnsupportedMethod(f"Prompts at the {method.place} of models of type '{self.backbone.model_type}' are not served.")
             if method.method == "lora" and "pooler" in method.modules and not self.has_pooler:
                 raise WrongBackbone("The package adapts the backbone's pooler, but the checkpoint of the backbone has no pooler weights.")

@@ -78,6 +78,8 @@ def _check_fuse(fusion: str, children: tuple[Setup, ...], manifest_of: ManifestO
 def check_places(manifest: Manifest, backbone: Backbone) -> None:
     """Raises UnsupportedMethod where a method names a linear that the backbone has not."""
     for part, method in manifest.methods.items():
+        if isinstance(method, Bottleneck) and not method.least(backbone):
+            raise UnsupportedMethod(f"The package's {part} acts at no site of the backbone: its switches and leave_out leave none.")
         try:
             method.tensors(manifest.backbone.model_copy(update={"linears": backbone.linears}))
         except ValueError as error:

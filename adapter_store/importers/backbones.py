@@ -4,16 +4,20 @@ The dimensions are those of transformers' classes, by the canonical names of `fa
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from adapter_store.errors import InvalidPackage, WrongBackbone
 from adapter_store.families import FAMILIES
+from adapter_store.importers.folder import MAX_CHECKPOINT, Frozen, read_tensors
 from adapter_store.importers.places import NAME_BACKBONE, Counts, Dimensions
 from adapter_store.methods import IA3, Backbone, LoRA, Method, Prefix
 from adapter_store.names import shown
 from adapter_store.package import sentence
+from adapter_store.tensorfile import TensorData
 
 Config = Mapping[str, Any]
 Linears = dict[str, tuple[int, int]]
@@ -27,7 +31,7 @@ EMBEDDING_TOLD = frozenset({"albert", "electra"})
 
 
 def backbone_of(config: Config, name: str = "") -> Backbone:
-    """A model's config.json as a Backbone with all of its linears; raises InvalidPackage."""
+    """A model's config.json as a Backbone, with its linears as far as they are told; raises InvalidPackage."""
     try:
         model_type = config["model_type"]
         hidden = _first(config, HIDDEN_SIZE)
@@ -39,17 +43,38 @@ def backbone_of(config: Config, name: str = "") -> Backbone:
             num_layers=layers,
             decoder_layers=decoder,
             embedding_size=None if embedding == hidden else embedding,
-            linears=_LINEARS[model_type](config, hidden) if model_type in _LINEARS else {},
+            linears=_linears(model_type, config, hidden),
             name=name,
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError):
         raise InvalidPackage(
-            "The model's config.json does not tell a model's type, hidden size, number of layers and dimensions."
+            "The model's config.json does not tell a model's type, hidden size, number of layers and dimensions as its family has them."
         ) from None
+
+
+def frozen_of(folder: Path) -> Frozen:
+    """The tensors of a model's folder by name, None for one that it does not hold; its files are opened when first asked for."""
+
+    @cache
+    def weights() -> dict[str, TensorData]:
+        found: dict[str, TensorData] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            found |= read_tensors({path.name: path}, path.name, MAX_CHECKPOINT)
+        return found
+
+    return lambda name: weights().get(name)
 
 
 def _first(config: Config, keys: Iterable[str]) -> int:
     return int(next((config[key] for key in keys if key in config), None))  # type: ignore[arg-type]
+
+
+def _linears(model_type: str, config: Config, hidden: int) -> Linears:
+    """None where the family is not known, or the config leaves out what they depend on."""
+    try:
+        return _LINEARS[model_type](config, hidden)
+    except KeyError:
+        return {}
 
 
 def _plain_layers(config: Config) -> tuple[int, int]:

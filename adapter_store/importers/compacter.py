@@ -22,7 +22,17 @@ from adapter_store.importers.adapterhub import check_law
 from adapter_store.importers.adapterhub_folder import describe, ignored, manifest_of, pickled
 from adapter_store.importers.adapterhub_match import Collected, collected
 from adapter_store.importers.backbones import backbone_of, check_model, plain_backbone
-from adapter_store.importers.folder import Files, Frozen, ImportedPackage, Options, Remarks, listed, read_object, read_tensors
+from adapter_store.importers.folder import (
+    MAX_CHECKPOINT,
+    Files,
+    Frozen,
+    ImportedPackage,
+    Options,
+    Remarks,
+    listed,
+    read_object,
+    read_tensors,
+)
 from adapter_store.importers.places import Counts, Places
 from adapter_store.manifest import Head
 from adapter_store.methods import Backbone, Bottleneck, Method, Norms, activation
@@ -31,7 +41,6 @@ from adapter_store.package import sentence
 from adapter_store.tensorfile import TensorData
 
 TRAINING, CONFIG, WEIGHTS, PICKLE = "training_config.json", "config.json", "model.safetensors", "pytorch_model.bin"
-MAX_CHECKPOINT = 64 << 30  # bytes; the file is mapped, and little of it is read
 
 # Switches of a run that change the model in other ways.
 _REFUSED = {

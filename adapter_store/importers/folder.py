@@ -24,6 +24,7 @@ Frozen = Callable[[str], TensorData | None]
 
 MAX_FILES = 1024
 MAX_JSON = 16 << 20
+MAX_CHECKPOINT = 64 << 30  # bytes of a whole model; it is mapped, and little of it is read
 CARD = "README.md"
 SETUP = "adapter_setup.json"
 

@@ -41,11 +41,11 @@ SINGLE = "one Pfeiffer adapter"
 class FusionRecipe(Training):
     members: tuple[str, ...]
     fusion: str = "dynamic"  # query, key and value
-    seeds: int = 5  # trainings of fusion and single adapter each, from `seed` on
+    seeds: int = 3  # trainings of fusion and single adapter each, from `seed` on
 
 
 FUSIONS = {
-    "question-type": FusionRecipe(("clinc150", "sms-spam", "wnut17-ner"), learning_rate=2e-4, head_learning_rate=1e-3, epochs=20),
+    "question-type": FusionRecipe(("clinc150", "sms-spam", "wnut17-ner"), learning_rate=1e-3, head_learning_rate=3e-3, epochs=10),
 }
 
 

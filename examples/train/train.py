@@ -53,12 +53,12 @@ class Recipe(Training):
 
 RECIPES = {
     "clinc150": Recipe("double_seq_bn", 24, learning_rate=1e-3, epochs=8, dropout=0.2),
-    "clinc150-compacter": Recipe("compacter++", 16, phm_dim=4, phm_rank=1, learning_rate=3e-3, epochs=12),
+    "clinc150-compacter": Recipe("compacter++", 16, phm_dim=4, phm_rank=1, learning_rate=3e-3, epochs=10),
     "sms-spam": Recipe("double_seq_bn", 24, learning_rate=1e-3, epochs=4, dropout=0.2),
     "prompt-injection": Recipe("seq_bn", 16, learning_rate=1e-3, epochs=4),
     "wnut17-ner": Recipe("double_seq_bn", 24, learning_rate=1e-3, epochs=6),
     "sentiment-intensity": Recipe("par_bn", 16, learning_rate=1e-3, epochs=8),
-    "question-type": Recipe("seq_bn", 16, learning_rate=1e-3, epochs=20),  # what fuse.py compares its fusion with
+    "question-type": Recipe("seq_bn", 16, learning_rate=3e-3, epochs=20),  # what fuse.py compares its fusion with
 }
 RIVALS = {"clinc150-compacter": ("clinc150", "Houlsby (`clinc150`)")}  # a published adapter for the same task
 

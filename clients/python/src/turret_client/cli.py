@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from turret_client import offline
-from turret_client.predicting import BATCH, Printer, batches, parameters_of, split_models, texts_of
+from turret_client.predicting import BATCH, Printer, batches, members_of, parameters_of, split_models, texts_of
 from turret_client.protocol import OutputKind, split_reference
 from turret_client.render import (
     interactive,
@@ -33,6 +33,10 @@ from turret_client.version import __version__
 app = typer.Typer(name="turret", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="An adapter: name or namespace/name.")]
+Member = Annotated[
+    list[str] | None,
+    typer.Option("--member", metavar="MEMBER=REFERENCE", help="Of a fusion's folder: which adapter one of its members is; repeatable."),
+]
 Reference = Annotated[str, typer.Argument(metavar="NAME[@V]", help="An adapter, or one version of it: a number or alias.")]
 
 
@@ -70,14 +74,17 @@ def push(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A .safetensors package, or a folder of AdapterHub or PEFT.")],
     alias: Annotated[str | None, typer.Option("--alias", metavar="A", help="Also point this alias to the new version.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Refuse if the name exists already.")] = False,
+    member: Member = None,
 ) -> None:
     """Publish an adapter as the next version of NAME.
 
-    Of a folder only the *.json, *.safetensors and README.md at its top level are sent. Pickled weights (*.bin, *.pt) are
-    never sent: run `turret convert` first.
+    Of a folder only the *.json, *.safetensors and README.md at its top level are sent, and of a setup (adapter_setup.json)
+    those of its folders: it becomes several adapters, NAME.MEMBER for each, and NAME for the whole. Pickled weights (*.bin,
+    *.pt) are never sent: run `turret convert` first.
     """
+    members = members_of(member)
     with session.connect() as server, transfer(f"pushing {name}") as progress:
-        published = server.push(name, path, alias=alias, if_none_match=new, progress=progress)
+        published = server.push(name, path, alias=alias, if_none_match=new, progress=progress, members=members)
     if session.as_json:
         return print_json(plain(published))
     for warning in published.warnings:
@@ -234,12 +241,18 @@ def convert(
     ] = None,
     license_: Annotated[str | None, typer.Option("--license", metavar="ID", help="The license to note, such as MIT.")] = None,
     card: Annotated[Path | None, typer.Option("--card", metavar="FILE", help="A text about the adapter to put into it.")] = None,
+    member: Member = None,
 ) -> None:
     """Write an adapter's folder as one package file. Offline; needs turret-server installed.
 
-    The only place where pickled weights are opened, and then as plain tensors only.
+    The only place where pickled weights are opened, and then as plain tensors only. A setup, and a fusion whose members are
+    not named with digests (--member mnli=acme/mnli@sha256:...), is written as a folder without pickles, ready to be pushed.
     """
-    converted = offline.convert(folder, file, backbone, license_, card)
+    members = members_of(member)
+    if offline.several(folder, members):
+        written = offline.unpickle(folder, file)
+        return print_json({"folder": str(file), "files": written}) if session.as_json else print_line(file, f"{len(written)} files")
+    converted = offline.convert(folder, file, backbone, license_, card, members)
     for warning in converted.warnings:
         typer.echo(printable(f"Warning: {warning}"), err=True)
     if session.as_json:

@@ -5,7 +5,7 @@ is safe to use from several threads or tasks at once.
 """
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -96,16 +96,25 @@ class Turret(Connection):
         return self._call(protocol.embed(inputs, model, dimensions))
 
     def push(
-        self, name: str, path: File, alias: str | None = None, if_none_match: bool = False, progress: Progress | None = None
+        self,
+        name: str,
+        path: File,
+        alias: str | None = None,
+        if_none_match: bool = False,
+        progress: Progress | None = None,
+        members: Mapping[str, str] | None = None,
     ) -> Published:
         """Publishes a package file, or an adapter's folder as AdapterHub and PEFT write it, as the next version of `name`.
 
         alias          also points this alias to it, in the same step
         if_none_match  only if the name is new; raises Conflict otherwise
         progress       called with (bytes sent, bytes in all)
+        members        of a fusion's folder: which adapters its members are, by the names that it gives them; the server takes those
+                       of the same names where nothing is said
+        A setup's folder (adapter_setup.json) becomes several packages: NAME.MEMBER for each adapter, and NAME for the whole.
         Raises InvalidArgument, before anything is sent, for a path that no server would take.
         """
-        return self._call(protocol.push(name, package_body(Path(path)), alias, if_none_match), progress)
+        return self._call(protocol.push(name, package_body(Path(path)), alias, if_none_match, members), progress)
 
     def pull(self, reference: str, file: File, progress: Progress | None = None) -> Pulled:
         """Downloads the package of `name`, `name@3`, `name@prod` or `name@sha256:...` to `file`, whole and checked, or not at all.
@@ -169,7 +178,7 @@ class Turret(Connection):
         content = request.content.chunks(progress) if isinstance(request.content, Body) else request.content
         try:
             answer = self._http.request(
-                request.method, self.url + request.path, params=request.params or None, headers=headers, content=content or None
+                request.method, self.url + request.path, params=_params(request), headers=headers, content=content or None
             )
         except httpx.RequestError as error:
             raise self._broken(error, headers) from error
@@ -230,11 +239,17 @@ class AsyncTurret(Connection):
         return await self._call(protocol.embed(inputs, model, dimensions))
 
     async def push(
-        self, name: str, path: File, alias: str | None = None, if_none_match: bool = False, progress: Progress | None = None
+        self,
+        name: str,
+        path: File,
+        alias: str | None = None,
+        if_none_match: bool = False,
+        progress: Progress | None = None,
+        members: Mapping[str, str] | None = None,
     ) -> Published:
         """See `Turret.push`."""
         body = await anyio.to_thread.run_sync(package_body, Path(path))
-        return await self._call(protocol.push(name, body, alias, if_none_match), progress)
+        return await self._call(protocol.push(name, body, alias, if_none_match, members), progress)
 
     async def pull(self, reference: str, file: File, progress: Progress | None = None) -> Pulled:
         """See `Turret.pull`."""
@@ -300,7 +315,7 @@ class AsyncTurret(Connection):
         content = request.content.achunks(progress) if isinstance(request.content, Body) else request.content
         try:
             answer = await self._http.request(
-                request.method, self.url + request.path, params=request.params or None, headers=headers, content=content or None
+                request.method, self.url + request.path, params=_params(request), headers=headers, content=content or None
             )
         except httpx.RequestError as error:
             raise self._broken(error, headers) from error
@@ -318,3 +333,8 @@ class AsyncTurret(Connection):
                     return await anyio.to_thread.run_sync(sink.finish)
         except httpx.RequestError as error:
             raise self._broken(error, headers) from error
+
+
+def _params(request: Request) -> httpx.QueryParams | None:
+    """The query; a parameter with several values is repeated."""
+    return httpx.QueryParams({key: value if isinstance(value, str) else list(value) for key, value in request.params.items()}) or None

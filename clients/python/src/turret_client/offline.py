@@ -7,7 +7,7 @@ import importlib
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,9 @@ from pydantic import ValidationError
 
 from turret_client.download import AtomicFile
 from turret_client.errors import InvalidArgument
-from turret_client.upload import folder_files, pickled
+from turret_client.upload import SETUP, folder_files, pickled
 
-# The keys under which transformers' configs keep their dimensions.
-HIDDEN_SIZE = ("hidden_size", "dim", "d_model", "n_embd")
-NUM_LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+FUSION = "adapter_fusion_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +51,20 @@ def inspect(file: Path) -> Inspected:
         return Inspected(opened.digest, opened.size, opened.parameters, manifest.task, fields)
 
 
-def convert(folder: Path, file: Path, backbone: Path | None = None, license_: str | None = None, card: Path | None = None) -> Converted:
+def convert(
+    folder: Path,
+    file: Path,
+    backbone: Path | None = None,
+    license_: str | None = None,
+    card: Path | None = None,
+    members: Mapping[str, str] | None = None,
+) -> Converted:
     """Writes an adapter's folder as one package file, whole or not at all; pickles (.bin) are read here and nowhere else.
 
-    backbone: folder or config.json of the model that the adapter is for, where the adapter's own files do not tell.
+    backbone: folder or config.json of the model that the adapter is for, where the adapter's own files do not tell. A folder also
+    gives the weights that a checkpoint of the original Compacter code is compared with.
     license_, card: put into the manifest in place of what the folder says; the card is a text file.
+    members: of a fusion, which packages its members are, each pinned by digest.
     """
     if not folder.is_dir():
         raise InvalidArgument(f"{folder} is not a folder.")
@@ -65,12 +72,38 @@ def convert(folder: Path, file: Path, backbone: Path | None = None, license_: st
     with _store_errors(), tempfile.TemporaryDirectory(prefix="turret-") as temporary, AtomicFile(file) as target:
         source = _without_pickles(folder, Path(temporary))
         files = {path.name: path for path in folder_files(source)}
-        imported = _store("importers").import_folder(files, backbone=_backbone(backbone))
+        imported = _store("importers").import_folder(files, _backbone(backbone), members=members, frozen=_frozen(backbone))
         manifest = _changed(imported.manifest, {key: value for key, value in changes.items() if value is not None})
         for chunk in _store("package").package_chunks(manifest, imported.tensors):
             target.write(chunk)
         target.commit()
     return Converted(inspect(file), _lines(imported.report), _lines(imported.warnings))
+
+
+def several(folder: Path, members: Mapping[str, str] | None = None) -> bool:
+    """Whether a folder cannot be one package without a server: a setup, or a fusion of whose members no digests are given."""
+    if not folder.is_dir():
+        return False
+    return (folder / SETUP).is_file() or ((folder / FUSION).is_file() and not members)
+
+
+def unpickle(folder: Path, target: Path) -> list[str]:
+    """Writes a setup's or a fusion's folder as a new folder with safetensors in place of pickles; the names of its files."""
+    if target.exists():
+        raise InvalidArgument(f"{target} is there already: a folder of several packages is written as a new folder.")
+    with _store_errors():
+        pickles = _store("importers.pickles")
+        if not pickles.pickles_of(folder):
+            raise InvalidArgument(
+                f"{folder} becomes several packages, or one that needs to know others, and holds no pickles: push it to a server."
+            )
+        with tempfile.TemporaryDirectory(prefix=".turret-", dir=target.absolute().parent) as temporary:
+            whole = Path(temporary) / "folder"
+            with warnings.catch_warnings(action="ignore"):  # torch's own remarks on old pickles
+                written = pickles.bin_to_safetensors(folder, whole)
+            names = sorted(path.relative_to(whole).as_posix() for path in written)
+            whole.rename(target)
+    return names
 
 
 def _text(file: Path) -> str:
@@ -92,8 +125,7 @@ def _without_pickles(folder: Path, temporary: Path) -> Path:
     """The folder, or, if weights of it are only there as pickles, a copy in `temporary` with safetensors in their place."""
     pickles = _store("importers.pickles")
     names = {file.name for file in folder.iterdir()}
-    only_pickled = any(name in names and twin not in names for name, twin in pickles.STANDARD_NAMES.items())
-    if only_pickled or (pickled(folder) and not any(name.endswith(".safetensors") for name in names)):
+    if pickles.pickles_of(folder) or (pickled(folder) and not any(name.endswith(".safetensors") for name in names)):
         with warnings.catch_warnings(action="ignore"):  # torch's own remarks on old pickles
             pickles.bin_to_safetensors(folder, temporary)
         return temporary
@@ -107,13 +139,21 @@ def _backbone(path: Path | None) -> Any:
     file = path / "config.json" if path.is_dir() else path
     try:
         config = json.loads(file.read_bytes())
-        hidden = next(config[key] for key in HIDDEN_SIZE if key in config)
-        layers = next(config[key] for key in NUM_LAYERS if key in config)
-        return _store("methods").Backbone(model_type=config["model_type"], hidden_size=hidden, num_layers=layers)
     except FileNotFoundError:
         raise InvalidArgument(f"{path} is not a model's folder: it has no config.json.") from None
-    except (ValueError, TypeError, KeyError, StopIteration):
-        raise InvalidArgument(f"{file} does not tell a model's type, hidden size and number of layers.") from None
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise InvalidArgument(f"{file} does not tell a model's type, hidden size and number of layers.")
+    with _store_errors():
+        return _store("importers.backbones").backbone_of(config)
+
+
+def _frozen(path: Path | None) -> Any:
+    """The backbone's own tensors by name; None where its weights are not at hand."""
+    if path is None or not path.is_dir() or not list(path.glob("*.safetensors")):
+        return None
+    return _store("importers.backbones").frozen_of(path)
 
 
 def _lines(report: Any) -> list[str]:

@@ -50,6 +50,17 @@ def parameters_of(given: list[str] | None) -> dict[str, Any]:
     return parameters
 
 
+def members_of(given: list[str] | None) -> dict[str, str]:
+    """MEMBER=REFERENCE pairs; a reference holds no equals sign, a member's name may."""
+    members: dict[str, str] = {}
+    for pair in given or []:
+        member, equals, reference = pair.rpartition("=")
+        if not (member and equals and reference):
+            raise typer.BadParameter(f"'{pair}' is not MEMBER=REFERENCE", param_hint="--member")
+        members[member] = reference
+    return members
+
+
 def split_models(text: str) -> list[str]:
     """The model strings of a list with commas; those inside brackets belong to a composition. A usage error if there is none."""
     parts, depth = [""], 0

@@ -49,7 +49,7 @@ class Request:
 
     method: str
     path: str
-    params: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     content: bytes | Body = b""
     idempotent: bool = True
@@ -91,10 +91,17 @@ def embed(inputs: EmbedInputs, model: str, dimensions: int | None = None) -> Cal
     return Call(_post("/v1/embeddings", body), parse_embeddings)
 
 
-def push(name: str, body: Body, alias: str | None = None, if_none_match: bool = False) -> Call[Published]:
-    """Publishes `body` as the next version of `name`. Repeating it finds the same bytes, unless the name had to be new."""
+def push(
+    name: str, body: Body, alias: str | None = None, if_none_match: bool = False, members: Mapping[str, str] | None = None
+) -> Call[Published]:
+    """Publishes `body` as the next version of `name`. Repeating it finds the same bytes, unless the name had to be new.
+
+    members: which packages the members of a fusion are, by the names that its folder gives them.
+    """
     headers = {"content-type": body.content_type} | ({"if-none-match": "*"} if if_none_match else {})
-    params = {"alias": alias} if alias else {}
+    params: dict[str, str | Sequence[str]] = {"alias": alias} if alias else {}
+    if members:
+        params["member"] = [f"{member}={checked_reference(reference)}" for member, reference in members.items()]
     request = Request("PUT", adapter_path(name), params=params, headers=headers, content=body, idempotent=not if_none_match)
     return Call(request, parse_published)
 
@@ -153,6 +160,12 @@ def split_reference(reference: str) -> tuple[str, str | None]:
     name, at, selector = reference.partition("@")
     checked_name(name)
     return name, checked_selector(selector, name) if at else None
+
+
+def checked_reference(reference: str) -> str:
+    """`reference` if it is one: a name, maybe with a selector; raises InvalidArgument."""
+    split_reference(reference)
+    return reference
 
 
 def checked_name(name: str) -> str:

@@ -15,6 +15,7 @@ from turret_client.errors import InvalidArgument
 
 CHUNK = 256 * 1024  # bytes
 FIELD = "files"
+SETUP = "adapter_setup.json"
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 
 Progress = Callable[[int, int], None]
@@ -94,7 +95,7 @@ class _Meter:
 def package_body(path: Path) -> Body:
     """What to send for a package file, or for a folder as AdapterHub and PEFT write them; raises InvalidArgument with the reason."""
     if path.is_dir():
-        return multipart(folder_files(path))
+        return multipart(folder_files(path), path)
     if not path.exists():
         raise InvalidArgument(f"There is no file or folder {path}.")
     if not path.is_file():
@@ -107,26 +108,42 @@ def package_body(path: Path) -> Body:
 
 
 def folder_files(folder: Path) -> list[Path]:
-    """The files of an adapter's folder that are sent, by name: *.json, *.safetensors and README.md at its top level, none hidden."""
+    """The files of an adapter's folder that are sent: *.json, *.safetensors and README.md at its top level, none hidden.
+
+    Of a setup of several adapters (adapter_setup.json) also those in its folders, one level down.
+    """
     files = _visible(folder)
     chosen = [file for file in files if file.suffix in (".json", ".safetensors") or file.name == "README.md"]
     suffixes = {file.suffix for file in files}
-    if ".safetensors" not in suffixes and (pickles := pickled(folder)):
+    if pickles := [file for inner in (folder, *setup_folders(folder)) for file in _only_pickled(inner)]:
         raise InvalidArgument(_convert_first(pickles[0], folder))
     if not {".json", ".safetensors"} <= suffixes:
         raise InvalidArgument(
             f"{folder} holds no adapter: expected its .safetensors weights and their .json configuration at the folder's top level."
         )
-    return chosen
+    return sorted(chosen, key=lambda file: (file.parent != folder, file))
+
+
+def setup_folders(folder: Path) -> list[Path]:
+    """The folders in the folder of a setup; none in one of a single adapter."""
+    if not (folder / SETUP).is_file():
+        return []
+    return sorted(inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith("."))
 
 
 def pickled(folder: Path) -> list[Path]:
     """The files of a folder that look like pickled weights."""
-    return [file for file in _visible(folder) if file.suffix in PICKLES]
+    return [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".") and file.suffix in PICKLES]
+
+
+def _only_pickled(folder: Path) -> list[Path]:
+    """The pickles of a folder without any safetensors."""
+    return sorted(pickled(folder)) if not any(file.suffix == ".safetensors" for file in folder.iterdir()) else []
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    folders = (folder, *setup_folders(folder))
+    return sorted(file for inner in folders for file in inner.iterdir() if file.is_file() and not file.name.startswith("."))
 
 
 def _convert_first(pickle: Path, folder: Path) -> str:
@@ -134,12 +151,12 @@ def _convert_first(pickle: Path, folder: Path) -> str:
     return f"{pickle} is a pickle, which a server never opens: run `{command}` (offline) and push the file that it writes."
 
 
-def multipart(files: Sequence[Path]) -> Body:
-    """The files as multipart/form-data (RFC 7578), each in a part named "files" under its own base name."""
+def multipart(files: Sequence[Path], folder: Path) -> Body:
+    """The files as multipart/form-data (RFC 7578), each in a part named "files" under its path within the folder."""
     boundary = f"turret-{secrets.token_hex(16)}"
     pieces: list[bytes | FilePiece] = []
     for file in files:
-        name = file.name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+        name = file.relative_to(folder).as_posix().replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
         pieces.append(
             f'--{boundary}\r\nContent-Disposition: form-data; name="{FIELD}"; filename="{name}"\r\n'
             f"Content-Type: application/octet-stream\r\n\r\n".encode(errors="surrogateescape")

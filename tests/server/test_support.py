@@ -1,0 +1,187 @@
+"""docs/support.md: what is served for which family, tried for each cell. `python tests/server/test_support.py` writes the tables anew."""
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from backbones import CONFIGS, save_backbone
+from tiny import package
+
+from adapter_store.errors import StoreError
+from adapter_store.families import FAMILIES
+from adapter_store.manifest import LM_HEADS, Head, Manifest
+from adapter_store.methods import IA3, Backbone, Bottleneck, Fusion, Invertible, LoRA, Method, Norms, Prefix, Prompt
+from adapter_store.store import Store
+from server.core import Readout, Route, Sequence, pack
+from server.engine import backbone as backbones
+from server.engine.engine import Engine
+from server.publishing import Publisher
+from server.router import Router
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "support.md"
+SERVED, REFUSED = "yes", "no"
+Kind = Callable[[Backbone], dict[str, Method]]
+
+
+def _linears(spec: Backbone, *wanted: str) -> tuple[str, ...]:
+    """Addresses of some of the linears that a family has, in every layer that has them."""
+    names = [name for name in wanted if name in spec.linears]
+    layers = [(layer, name) for layer in range(spec.num_layers) for name in names]
+    return tuple(f"layers.{layer}.{name}" for layer, name in layers if not name.startswith("cross_") or layer >= spec.encoder_layers)
+
+
+KINDS: dict[str, Kind] = {
+    "Pfeiffer": lambda spec: {"bottleneck": Bottleneck(reduction_factor=4)},
+    "Houlsby": lambda spec: {"bottleneck": Bottleneck(reduction_factor=4, mh_adapter=True, original_ln_before=False)},
+    "parallel": lambda spec: {"bottleneck": Bottleneck(reduction_factor=4, is_parallel=True, scaling="learned")},
+    "at the cross-attention": lambda spec: {"bottleneck": Bottleneck(reduction_factor=4, cross_adapter=True, output_adapter=False)},
+    "Compacter": lambda spec: {"bottleneck": Bottleneck(reduction_factor=3, phm_layer=True, mh_adapter=True, original_ln_before=False)},
+    "AdapterFusion": lambda spec: {"fusion": Fusion()},
+    "invertible (MAD-X)": lambda spec: {"invertible": Invertible()},
+    "LoRA": lambda spec: {
+        "lora": LoRA(modules=_linears(spec, "q", "k", "v", "qkv", "o", "cross_q", "cross_v", "up", "gate", "down"), rank=2, scaling=1.0)
+    },
+    "(IA)^3": lambda spec: {"ia3": IA3(outputs=_linears(spec, "k", "v", "qkv", "cross_k", "up"), inputs=_linears(spec, "down"))},
+    "prefix": lambda spec: {"prefix": Prefix(prefix_length=3)},
+    "prefix, positions shifted (PEFT)": lambda spec: {"prefix": Prefix(prefix_length=3, shift_positions=True)},
+    "prompt behind the embeddings": lambda spec: {"prompt": Prompt(prompt_length=3, place="embeddings")},
+    "prompt among the words (PEFT)": lambda spec: {"prompt": Prompt(prompt_length=3, place="words")},
+    "tuned layer norms": lambda spec: {"norms": Norms(modules=("layers.0.output",))},
+}
+
+_LABELS = ("a", "b", "c")
+HEADS: dict[str, Head] = {
+    "classification": Head(type="classification", layers=2, activation="tanh", labels=_LABELS),
+    "classification, pooled": Head(type="classification", use_pooler=True, labels=_LABELS),
+    "multi-label": Head(type="multilabel_classification", labels=_LABELS),
+    "regression": Head(type="regression", labels=("value",)),
+    "multiple choice": Head(type="multiple_choice"),
+    "tagging": Head(type="tagging", labels=_LABELS),
+    "question answering": Head(type="question_answering"),
+    "dependency parsing": Head(type="dependency_parsing", labels=_LABELS),
+    "embedding": Head(type="embedding", layers=0, pooling="mean", normalize=True),
+    "masked LM": Head(type="masked_lm", layers=2, activation="gelu", norm=True, vocab_size=60),
+    "causal LM": Head(type="causal_lm", vocab_size=60),
+    "causal LM, the backbone's own": Head(type="causal_lm", layers=0),
+    "seq2seq LM": Head(type="seq2seq_lm", vocab_size=60, bias=False),
+    "seq2seq LM, the backbone's own": Head(type="seq2seq_lm", layers=0),
+}
+
+
+class Served:
+    """A backbone with a store in memory: publishes as the server does, and runs what it has published."""
+
+    def __init__(self, family: str, folder: Path) -> None:
+        self.backbone = backbones.load_backbone(str(save_backbone(family, folder / family)), device="cpu")
+        self.engine = Engine(self.backbone)
+        self.store = Store.open("memory://")
+        router = Router(self.store, self.backbone.spec)
+        has_lm_head = self.backbone.language_model.weight is not None
+        self.publisher = Publisher(self.store, router, self.backbone.spec, self.backbone.pooler is not None, has_lm_head)
+        self.router, self.folder = router, folder
+
+    def publish(self, name: str, **fields: Any) -> None:
+        """Publishes a random package; raises StoreError where it is refused."""
+        path = self.folder / f"{name}.safetensors"
+        path.write_bytes(package(Manifest(backbone=self.backbone.spec, **fields), seed=len(name)))
+        published = self.publisher.package(path, name, None, False).published
+        self.engine.load(published.record.digest, self.engine.read(path, published.package.manifest))
+
+    def answer(self, model: str, output: str) -> dict[str, Any]:
+        """The arrays of one row on a model string."""
+        route = self.router.route(model) if model != "base" else Route("base")
+        ids = np.array([4, 9, 17, 5, 33, 1])
+        decoder = np.array([0, 4, 9, 17, 5, 33]) if self.backbone.family.encoder_decoder else None
+        starts = (1, 2, 4, 5) if route.head is not None and route.head.type == "dependency_parsing" else ()
+        (answer,) = self.engine.run(pack([Sequence(route, ids, np.zeros_like(ids), Readout(output), decoder, starts)])[0])  # type: ignore[arg-type]
+        return dict(answer)
+
+
+def tries_kind(served: Served, kind: str) -> bool:
+    """Publishes a package of a kind and runs it: True if served, False if refused with a sentence. It must change the answer."""
+    try:
+        fields: dict[str, Any] = {"methods": KINDS[kind](served.backbone.spec)}
+        if kind == "AdapterFusion":
+            for member in ("one", "two"):
+                served.publish(member, methods=KINDS["Pfeiffer"](served.backbone.spec))
+            pins = [served.store.show(member).latest.pin for member in ("one", "two")]
+            fields["composition"] = f"fuse[self]({', '.join(pins)})"
+        served.publish("kind", **fields)
+    except (StoreError, ValueError) as error:
+        assert str(error)
+        return False
+    bare, adapted = served.answer("base", "hidden")["hidden"], served.answer("kind", "hidden")["hidden"]
+    assert np.isfinite(adapted).all()
+    assert np.abs(bare - adapted).max() > 1e-3
+    return True
+
+
+def tries_head(served: Served, head: str) -> bool:
+    """The same for a head."""
+    chosen = HEADS[head]
+    try:
+        served.publish("head", head=chosen)
+    except StoreError as error:
+        assert str(error)
+        return False
+    answer = served.answer("head", "embedding" if chosen.type == "embedding" else "logits")
+    assert answer
+    assert all(np.isfinite(array).all() for array in answer.values())
+    if chosen.type in LM_HEADS:
+        assert answer["logits"].shape[-1] == 60
+    return True
+
+
+@cache
+def results() -> dict[tuple[str, str, str], bool]:
+    """Every cell: (table, row, family) -> whether it is served."""
+    found = {}
+    for family in CONFIGS:
+        for table, rows, tries in (("kinds", KINDS, tries_kind), ("heads", HEADS, tries_head)):
+            with tempfile.TemporaryDirectory() as folder:
+                served = Served(family, Path(folder))
+                for row in rows:
+                    served.store = served.publisher.store
+                    found[table, row, family] = tries(served, row)
+    return found
+
+
+def tables() -> Iterator[tuple[str, str]]:
+    """The document's tables by their names."""
+    for table, rows in (("kinds", KINDS), ("heads", HEADS)):
+        lines = [f"| | {' | '.join(CONFIGS)} |", f"|---|{'---|' * len(CONFIGS)}"]
+        for row in rows:
+            cells = [SERVED if results()[table, row, family] else REFUSED for family in CONFIGS]
+            lines.append(f"| {row} | {' | '.join(cells)} |")
+        yield table, "\n".join(lines)
+
+
+def marked(text: str, table: str) -> tuple[int, int]:
+    """Where a table stands in the document."""
+    begin, end = f"<!-- {table} -->\n", f"\n<!-- end of {table} -->"
+    return text.index(begin) + len(begin), text.index(end)
+
+
+@pytest.mark.parametrize("table", ["kinds", "heads"])
+def test_the_document_says_what_is_served(table: str) -> None:
+    text = DOCUMENT.read_text()
+    start, end = marked(text, table)
+    assert text[start:end] == dict(tables())[table], "run `python tests/server/test_support.py` and look at what has changed"
+
+
+def test_the_document_names_every_family() -> None:
+    assert set(CONFIGS) == set(FAMILIES)
+
+
+if __name__ == "__main__":
+    written = DOCUMENT.read_text()
+    for name, content in tables():
+        start, end = marked(written, name)
+        written = written[:start] + content + written[end:]
+    DOCUMENT.write_text(written)
+    sys.exit(0)
