@@ -88,7 +88,8 @@ def fan_outs(engine: Engine, texts: int, seed: int, repeats: int) -> Figures:
 
     def rows(kind: str, count: int) -> Batch:
         routes = [
-            Route(f"{kind}-{task}", None, None if kind == "head" else Use(f"{kind}-{task}"), HEAD, f"{kind}-{task}") for task in range(count)
+            Route(f"{kind}-{task}", None, None if kind == "head" else Use(f"{kind}-{task}"), HEAD, f"{kind}-{task}")
+            for task in range(count)
         ]
         return pack([Sequence(route, ids, np.zeros_like(ids), Readout()) for ids in inputs for route in routes])[0]
 

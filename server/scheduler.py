@@ -15,7 +15,7 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.core import Array, Batch, Sequence, pack
+from server.core import Batch, Outputs, Sequence, pack
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Ticket:
     """One request's rows in the queue, and their answers. Times are `time.perf_counter()` seconds."""
 
     rows: tuple[Sequence, ...]
-    future: asyncio.Future[list[Array]]
+    future: asyncio.Future[list[Outputs]]
     submitted: float
     outputs: list[Any] = field(default_factory=list)
     pending: int = 0
@@ -58,11 +58,11 @@ _Entry = tuple[Ticket, int]
 
 
 class Scheduler:
-    """Owns the engine thread. `run` executes a batch and returns one array per row, in the batch's order."""
+    """Owns the engine thread. `run` executes a batch and returns one answer per row, in the batch's order."""
 
     def __init__(
         self,
-        run: Callable[[Batch], list[Array]],
+        run: Callable[[Batch], list[Outputs]],
         max_batch_tokens: int,
         max_queue_tokens: int,
         on_batch: Callable[[Batch, float], None] = lambda batch, seconds: None,
@@ -96,7 +96,7 @@ class Scheduler:
         return self._thread.is_alive()
 
     def submit(self, rows: Rows[Sequence]) -> Ticket:
-        """Queues a request's rows; await `ticket.future` for one array per row. Raises QueueFull, Stopped."""
+        """Queues a request's rows; await `ticket.future` for one answer per row. Raises QueueFull, Stopped."""
         ticket = Ticket(tuple(rows), asyncio.get_running_loop().create_future(), time.perf_counter())
         ticket.outputs = [None] * len(ticket.rows)
         ticket.pending = len(ticket.rows)

@@ -20,11 +20,11 @@ NAMES = {
     "mae": "mean absolute error",
     "rmse": "root mean squared error",
 }
-CHOSEN = {  # how a recipe was chosen, where there is more to say than the default
-    "": "Of the recipes tried, the one with the best validation score was kept.",
-    "clinc150-compacter": "Chosen on the validation split, and little was tried: learning rate 0.005 with dropout 0.2 was\n"
-    "stopped after 3 of 8 epochs, at an accuracy of 0.9258 (here 0.9313 after as many).",
-    "question-type": "Of the recipes tried, the one with the best validation accuracy was kept: 0.8810, against 0.8773\n"
+DEFAULT = "Of the recipes tried, the one with the best validation score was kept."
+CHOSEN = {  # how the recipe of (task, kind) was chosen, where there is more to say
+    ("clinc150-compacter", "compacter++"): "Chosen on the validation split, and little was tried: learning rate 0.005 with\n"
+    "dropout 0.2 was stopped after 3 of 8 epochs, at an accuracy of 0.9258 (here 0.9313 after as many).",
+    ("question-type", "dynamic"): "Of the recipes tried, the one with the best validation accuracy was kept: 0.8810, against 0.8773\n"
     "(learning rate 0.0002, head 0.001, 10 epochs) and 0.8755 (0.0005, head 0.003, 15 epochs). Of the single adapter\n"
     "three were tried: 0.8699 (the one above), 0.8699 with a lower macro-F1 (0.001, 10 epochs), 0.8662 (0.003, 10 epochs).",
 }
@@ -36,7 +36,7 @@ BASELINES = {
 
 
 def text(task: str, corpus: Corpus, scores: dict[str, Any]) -> str:
-    about, sizes = corpus.about, scores["sizes"]
+    about, recipe, sizes = corpus.about, scores["recipe"], scores["sizes"]
     where = "the first sub-word of each word" if corpus.kind == "tagging" else "the mean-pooled text"
     return f"""---
 license: {about.licence_id}
@@ -58,10 +58,10 @@ on the frozen backbone's last hidden states ({where}).
 {notes(scores)}
 ## Training
 
-{fused(scores) if "members" in scores["recipe"] else alone(scores)}
-{schedule(scores["recipe"])}
+{fused(scores) if "members" in recipe else alone(scores)}
+{schedule(recipe)}
 Library: {scores["library"]}.
-{CHOSEN.get(task, CHOSEN[""])}
+{CHOSEN.get((task, recipe.get("kind") or recipe["fusion"]), DEFAULT)}
 {scores["train_seconds"]} s on one CPU core.
 """
 

@@ -66,9 +66,7 @@ async def put_alias(request: Request, name: str, alias: str, body: AliasRequest)
 
 
 @router.put("/{name:path}", summary="Publish a package or an adapter's folder", status_code=201)
-async def publish(
-    request: Request, name: str, alias: str | None = None, member: Annotated[list[str] | None, Query()] = None
-) -> Response:
+async def publish(request: Request, name: str, alias: str | None = None, member: Annotated[list[str] | None, Query()] = None) -> Response:
     """Body: a package file (application/octet-stream), or multipart/form-data with a folder's files under their own names
     (those of a setup's folders as `folder/file`). Members of a fusion are found under the names that its config gives them, or
     as `member=their-name=name@version` says.

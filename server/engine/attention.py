@@ -95,9 +95,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, ru
     k, v = _behind(prefixes, k, v, x[rows])
     mask = _mask(rule, run, k.shape[2], q)
     causal = rule.causal and mask is None
-    attended = scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    attended = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
     return attended.transpose(1, 2).flatten(0, 1)
 
 

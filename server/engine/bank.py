@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapter_store.methods import Bottleneck
 from server.methods.activations import ACTIVATIONS
-from server.methods.bottleneck import BottleneckWeights, Dense, DeltaInput, Projection, delta_input, dense, scale
+from server.methods.bottleneck import BottleneckWeights, DeltaInput, Dense, Projection, delta_input, dense, scale
 from server.methods.phm import Kronecker, expand
 
 SiteIndex = str

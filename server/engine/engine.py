@@ -55,7 +55,9 @@ class Engine:
         slot = bank.put(*package.bottleneck)
         # What the bank holds need not be held twice: the package keeps its config and the addresses.
         config, at_sites = package.bottleneck
-        slim = LoadedPackage(**{name: getattr(package, name) for name in LoadedPackage.__slots__} | {"bottleneck": (config, bank.weights(slot))})
+        slim = LoadedPackage(
+            **{name: getattr(package, name) for name in LoadedPackage.__slots__} | {"bottleneck": (config, bank.weights(slot))}
+        )
         assert slim.bottleneck is not None
         assert slim.bottleneck[1].keys() == at_sites.keys()
         self._residents[digest] = Resident(slim, bank, slot)
@@ -132,7 +134,9 @@ class Engine:
         self, rows: Rows[Sequence], programs: Rows[Program], encoded: Tensor, spans: Rows[Span], explained: bool, outputs: dict[int, Named]
     ) -> dict[int, Tensor]:
         """The decoder's last hidden state of each row that has decoder tokens."""
-        places = sorted((i for i, row in enumerate(rows) if row.decoder_ids is not None), key=lambda i: rows[i].tokens - len(rows[i].input_ids))
+        places = sorted(
+            (i for i, row in enumerate(rows) if row.decoder_ids is not None), key=lambda i: rows[i].tokens - len(rows[i].input_ids)
+        )
         if not places:
             return {}
         second = []
@@ -188,10 +192,13 @@ class Engine:
                 answers = [self._language(weights, rows[place], programs[place], last[place]) for place in places]
             else:
                 features = [
-                    self._sentence(head, rows[place], hidden[place], decoded.get(place), encoded, spans[place], first[place]) for place in places
+                    self._sentence(head, rows[place], hidden[place], decoded.get(place), encoded, spans[place], first[place])
+                    for place in places
                 ]
                 nodes = [programs[place].linears.get("pooler") for place in places]
-                answers = heads.sentence_logits(weights, features, self.backbone.pooler, nodes, getattr(self.backbone.config, "norm_eps", 1e-5))
+                answers = heads.sentence_logits(
+                    weights, features, self.backbone.pooler, nodes, getattr(self.backbone.config, "norm_eps", 1e-5)
+                )
             for place, answer in zip(places, answers, strict=True):
                 outputs[place].update(answer)
 
@@ -255,5 +262,3 @@ def set_threads(count: int) -> None:
     """Number of threads of one operation on the CPU; 0 leaves torch's own choice."""
     if count > 0:
         torch.set_num_threads(count)
-
-

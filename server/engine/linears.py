@@ -65,7 +65,7 @@ def prepack(layer: nn.Module, feed_forward: tuple[str, str] | None) -> int:
     if not _possible(layer):
         return 0
     dense, activation = (layer.get_submodule(name) for name in feed_forward) if feed_forward else (None, None)
-    fused = type(activation) is GELUActivation and activation.act is torch.nn.functional.gelu
+    fused = isinstance(activation, GELUActivation) and activation.act is torch.nn.functional.gelu
     count = 0
     for module in layer.modules():
         if isinstance(module, nn.Linear):

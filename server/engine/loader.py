@@ -128,7 +128,7 @@ def _parts(config: LoRA | IA3, tensors: Named) -> list[tuple[str, Part]]:
 
 
 def _prefixes(config: Prefix, tensors: Named, backbone: Backbone) -> dict[tuple[int, str], PrefixWeights]:
-    prefixes = {}
+    prefixes: dict[tuple[int, str], PrefixWeights] = {}
     for group in config.groups:
         layers = config.layers(group, backbone)
         if config.flat:
@@ -137,8 +137,8 @@ def _prefixes(config: Prefix, tensors: Named, backbone: Backbone) -> dict[tuple[
             first, second = ((tensors[f"{group}.mlp.{i}.weight"], tensors[f"{group}.mlp.{i}.bias"]) for i in (0, 1))
             whole = reparametrised(tensors[f"{group}.embedding"], first, second, config.non_linearity, len(layers))
         for place, layer in enumerate(layers):
-            gate = [tensors.get(f"layers.{layer}.{group}.gate.{kind}") for kind in ("weight", "bias")]
-            prefixes[layer, group] = PrefixWeights(whole[:, 2 * place], whole[:, 2 * place + 1], *gate, shifts=config.shift_positions)
+            weight, bias = (tensors.get(f"layers.{layer}.{group}.gate.{kind}") for kind in ("weight", "bias"))
+            prefixes[layer, group] = PrefixWeights(whole[:, 2 * place], whole[:, 2 * place + 1], weight, bias, config.shift_positions)
     return prefixes
 
 

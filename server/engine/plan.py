@@ -129,7 +129,16 @@ def _level(rows: Sequence[Row], start: int, end: int, stream: Stream, before: Le
         gather = torch.cat([torch.arange(*before.spans[parent], device=stream.device) for parent in parents])
         origin = gather if before.origin is None else before.origin[gather]
     layers = range(start, end)
-    return Level(start, spans, packing, _sites(programs, layers, stream.device), _linears(programs, memories, layers, stream), _norms(programs), gather, origin)
+    return Level(
+        start,
+        spans,
+        packing,
+        _sites(programs, layers, stream.device),
+        _linears(programs, memories, layers, stream),
+        _norms(programs),
+        gather,
+        origin,
+    )
 
 
 def _by_program(rows: Sequence[Row], spans: Sequence[Span]) -> list[tuple[Program, list[Span]]]:
@@ -265,4 +274,3 @@ def _embeddings(rows: Sequence[Row], spans: Sequence[Span]) -> EmbeddingWork | N
     if not (words or prompts or invertible):
         return None
     return EmbeddingWork(tuple(words), tuple(prompts), tuple(invertible))
-

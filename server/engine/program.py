@@ -80,7 +80,7 @@ BARE = Program()
 def compile_setup(setup: Setup, residents: Mapping[str, Resident], fast: bool) -> Program:
     """The program of a setup; raises CompositionError where it is not defined for its members."""
     uses = [residents[digest].package for digest in setup_uses(setup)]
-    numbers = {fuse: number for number, fuse in enumerate(setup_fusions(setup))}
+    numbers: dict[Setup, int] = {fuse: number for number, fuse in enumerate(setup_fusions(setup))}
     sites: dict[str, AtSite] = {}
     for address in dict.fromkeys(address for package in uses if package.bottleneck for address in package.bottleneck[1]):
         node = _node(setup, address, residents, numbers)
@@ -99,7 +99,14 @@ def compile_setup(setup: Setup, residents: Mapping[str, Resident], fast: bool) -
     norms = {name: tensor for package in uses for name, tensor in package.norms.items()}
     shift = sum(package.shift for package in uses)
     return Program(
-        sites, linears, prefixes, shift, first.prompt, first.invertible, norms, _signature(setup, sites, linears, prefixes, norms, first, shift)
+        sites,
+        linears,
+        prefixes,
+        shift,
+        first.prompt,
+        first.invertible,
+        norms,
+        _signature(setup, sites, linears, prefixes, norms, first, shift),
     )
 
 
@@ -144,11 +151,11 @@ def _node(setup: Setup, address: str, residents: Mapping[str, Resident], numbers
             nodes = [node for child in children if (node := _node(child, address, residents, numbers)) is not None]
             if not nodes:
                 return None
-            weights = residents[fusion].package.fusion
-            assert weights is not None
-            if address not in weights[1]:
+            fused = residents[fusion].package.fusion
+            assert fused is not None
+            if address not in fused[1]:
                 raise CompositionError(f"members of the fusion act at {address}, where the fusion has no weights")
-            return composition.Fused(weights[0], weights[1][address], tuple(nodes), numbers[setup])
+            return composition.Fused(fused[0], fused[1][address], tuple(nodes), numbers[setup])
 
 
 def _fastest(node: composition.Node, address: str, residents: Mapping[str, Resident]) -> AtSite:

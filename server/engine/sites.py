@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adapter_store.families import SiteModules
+from adapter_store.methods import Bottleneck
 from server.engine.bank import Bank, Segment
 from server.methods.bottleneck import DeltaInput, Norm
 from server.methods.composition import Node, after, run
@@ -52,6 +53,10 @@ class Tokens:
             tensor.index_copy_(0, self.indices, rows)
 
 
+# Tokens, their adapters' output, the config that decides what comes after it, and the tokens' own h and x.
+Step = tuple[Tokens, Tensor, Bottleneck, Tensor, Tensor]
+
+
 @dataclass(frozen=True, slots=True)
 class DeltaWork:
     """The segments of one bank at a site."""
@@ -88,7 +93,9 @@ class SiteWork:
 
     def after_norm(self, site: str, h: Tensor, x: Tensor, s: Tensor, norm: Norm, explained: Attentions | None) -> Tensor:
         """A post-norm site's output for all tokens, [T, H], from h, x and s = h + x. Overwrites s, a temporary of the layer."""
-        answers = [(tokens, after(last, out, *pair, norm)) for tokens, out, last, pair in self._steps(h, x, norm, explained)]
+        answers = [
+            (tokens, after(last, out, rows, residual, norm)) for tokens, out, last, rows, residual in self._steps(h, x, norm, explained)
+        ]
         inputs = self._inputs(h, x, lambda: norm(s))
         self._add(site, inputs, s, explained)
         y = norm(s)
@@ -99,7 +106,7 @@ class SiteWork:
     def before_sum(self, site: str, h: Tensor, x: Tensor, hooked: bool, explained: Attentions | None) -> Tensor:
         """A pre-norm site's h for all tokens, [T, H], to which the layer adds x. Overwrites h, a temporary of the layer."""
         answers = []
-        for tokens, out, last, (rows, residual) in self._steps(h, x, None, explained):
+        for tokens, out, last, rows, residual in self._steps(h, x, None, explained):
             out = out + rows if last.is_parallel else out
             answers.append((tokens, out if last.original_ln_after or hooked else out - residual))
         inputs = self._inputs(h, x, lambda: h + x)
@@ -108,15 +115,15 @@ class SiteWork:
             tokens.put(h, answer)
         return h
 
-    def _steps(self, h: Tensor, x: Tensor, norm: Norm | None, explained: Attentions | None) -> list[tuple[Tokens, Tensor, Any, Any]]:
-        """What goes step by step: tokens, output, deciding config, and the tokens' own h and x."""
-        steps = []
+    def _steps(self, h: Tensor, x: Tensor, norm: Norm | None, explained: Attentions | None) -> list[Step]:
+        """What goes step by step."""
+        steps: list[Step] = []
         for work in self.nodes:
             for tokens in work.tokens:
                 rows, residual = tokens.take(h), tokens.take(x)
                 attentions: list[tuple[int, Tensor]] = []
                 out, last = run(work.node, rows, residual, norm, None if explained is None else attentions)
-                steps.append((tokens, out, last, (rows, residual)))
+                steps.append((tokens, out, last, rows, residual))
                 if explained is not None:
                     explained += [(number, tokens.spans, attention) for number, attention in attentions]
         return steps
@@ -188,7 +195,7 @@ def install(layer: nn.Module, number: int, sites: Sequence[SiteModules], stage: 
         _tap_output(layer.get_submodule(modules.sublayer), site, changes=norm is None)
         _tap_input(layer.get_submodule(modules.residual) if modules.residual else layer, site)
         if norm is not None:
-            norm.forward = site.at_norm  # type: ignore[method-assign]
+            norm.forward = site.at_norm
 
 
 def _tap_output(module: nn.Module, site: Site, changes: bool) -> None:

@@ -78,7 +78,9 @@ class _State:
     last: Bottleneck | None = None
 
 
-def run(node: Node, h: Tensor, x: Tensor, norm: Norm | None, attentions: list[tuple[int, Tensor]] | None = None) -> tuple[Tensor, Bottleneck]:
+def run(
+    node: Node, h: Tensor, x: Tensor, norm: Norm | None, attentions: list[tuple[int, Tensor]] | None = None
+) -> tuple[Tensor, Bottleneck]:
     """The output of the adapters of one row at one site, [tokens, H], and the config that decides what comes after it.
 
     Each fusion's number and attention [tokens, members] are appended to `attentions`.

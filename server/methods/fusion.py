@@ -80,7 +80,7 @@ class Folded:
     def _activate(self, inner: Tensor) -> Tensor:
         if len(set(self.activations)) == 1:
             return ACTIVATIONS[self.activations[0]](inner.contiguous())
-        parts = zip(inner.split(list(self.widths), dim=1), self.activations, strict=True)
+        parts = zip(torch.split(inner, list(self.widths), dim=1), self.activations, strict=True)
         return torch.cat([ACTIVATIONS[name](part.contiguous()) for part, name in parts], dim=1)
 
     def add(self, z: Tensor, out: Tensor) -> Tensor:
@@ -108,7 +108,8 @@ def fold(config: Fusion, weights: FusionWeights, members: Sequence[tuple[Bottlen
     query_bias = eye.new_zeros(hidden) if weights.query_bias is None else weights.query_bias.double()
     key = eye if weights.key_weight is None else weights.key_weight.double()
     value = eye if weights.value_weight is None else weights.value_weight.double()
-    downs, biases, scored, scored_bias, constants, constant_bias, outward, offsets = ([] for _ in range(8))  # type: ignore[var-annotated]
+    columns: list[list[Tensor]] = [[] for _ in range(8)]
+    downs, biases, scored, scored_bias, constants, constant_bias, outward, offsets = columns
     for member, at_site in members:
         down, up = dense(at_site.down), dense(at_site.up)
         factor = scale(member, at_site)
@@ -125,7 +126,7 @@ def fold(config: Fusion, weights: FusionWeights, members: Sequence[tuple[Bottlen
         outward.append((value @ u).t())
         offsets.append(value @ b)
     widths = tuple(down.shape[0] for down in downs)
-    members_of = torch.block_diag(*(torch.ones(1, width) for width in widths))
+    members_of = torch.repeat_interleave(torch.eye(len(widths)), torch.tensor(widths), dim=1)
     return Folded(
         inward=torch.cat([*downs, *scored, *constants]).t().contiguous().to(dtype),
         inward_bias=torch.cat([*biases, *scored_bias, *constant_bias]).to(dtype),

@@ -125,8 +125,10 @@ def _made(node: Node, x: Tensor, made: Tensor | None) -> tuple[Tensor | None, Pa
             if last is None:
                 return made, None
             neutral = 0.0 if isinstance(last, LoRAWeights) else 1.0  # what leaves y as it is
-            outs = [neutral if out is None else out for out, _ in found]
-            return sum((weight * out for weight, out in zip(weights, outs, strict=True)), torch.zeros(())), last
+            total = torch.zeros((), device=x.device, dtype=x.dtype)
+            for weight, (out, _) in zip(weights, found, strict=True):
+                total = total + weight * (neutral if out is None else out)
+            return total, last
 
 
 def _gate(part: Part, x: Tensor) -> Tensor:

@@ -6,17 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from folders import backbone_from, load_folder, refused, rename_tensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load, load_file, save_file
+from safetensors.numpy import load_file, save_file
 from samples import check_sentence, copy_folder, edit_json, tensor, write_safetensors
 
 from adapter_store.errors import InvalidPackage, StoreError, UnsupportedMethod, WrongBackbone
-from adapter_store.importers import ImportedPackage, folder_files, import_folder, import_to_file
-from adapter_store.importers.adapterhub_config import PRESETS, bottleneck
-from adapter_store.importers.adapterhub_heads import STATIC
+from adapter_store.families import FAMILIES
+from adapter_store.importers import folder_files, import_folder, import_to_file
+from adapter_store.importers.adapterhub_config import LinearsConfig, Part, PrefixConfig, read_parts
+from adapter_store.importers.adapterhub_presets import PRESETS
 from adapter_store.importers.pickles import bin_to_safetensors
-from adapter_store.methods import Backbone, Bottleneck
+from adapter_store.methods import Bottleneck, Invertible, Prompt
 from adapter_store.package import open_package, write_package
 
 
@@ -26,30 +28,17 @@ def pfeiffer(golden: Path, tmp_path: Path) -> Path:
     return copy_folder(golden / "bert_pfeiffer_cls" / "safetensors" / "adapters" / "sst", tmp_path / "sst")
 
 
-def load_folder(folder: Path, backbone: Backbone | None = None) -> ImportedPackage:
-    return import_folder(folder_files(folder), backbone)
+SEQ_BN = {"mh_adapter": False, "output_adapter": True, "reduction_factor": 16, "non_linearity": "relu", "original_ln_before": True}
 
 
-def refused(folder: Path, kind: type[StoreError], *words: str, backbone: Backbone | None = None) -> None:
-    with pytest.raises(kind) as caught:
-        load_folder(folder, backbone)
-    assert "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value), str(caught.value)
+def parts(file: dict[str, Any], invertible: bool = False, family: str = "bert", warnings: list[str] | None = None) -> list[Part]:
+    return read_parts(file, FAMILIES[family], invertible, [] if warnings is None else warnings)
 
 
-def backbone_of(case: Path, **change: Any) -> Backbone:
-    config = json.loads((case / "backbone" / "config.json").read_text())
-    hidden, layers = config.get("hidden_size", config.get("dim")), config.get("num_hidden_layers", config.get("n_layers"))
-    return Backbone.model_validate({"model_type": config["model_type"], "hidden_size": hidden, "num_layers": layers} | change)
-
-
-def rename_tensors(path: Path, **renames: str) -> None:
-    """Replaces parts of the tensors' names; `__` in a keyword stands for a dot."""
-    contents = load_file(path)
-    for old, new in renames.items():
-        contents = {name.replace(old.replace("__", "."), new): value for name, value in contents.items()}
-    save_file(contents, path)
+def bottleneck(config: Any, **file: Any) -> Bottleneck:
+    (part,) = parts({"config": config, "version": "adapters.1.3.0"} | file)
+    assert isinstance(part, Bottleneck)
+    return part
 
 
 # What is read
@@ -57,9 +46,9 @@ def rename_tensors(path: Path, **renames: str) -> None:
 
 def test_a_pfeiffer_folder(golden: Path, pfeiffer: Path) -> None:
     fingerprint = "sha256:" + "f" * 64
-    backbone = backbone_of(golden / "bert_pfeiffer_cls", fingerprint=fingerprint, name="some/model")
+    backbone = backbone_from(golden / "bert_pfeiffer_cls", fingerprint=fingerprint, name="some/model")
     imported = load_folder(pfeiffer, backbone)
-    assert imported.manifest.backbone == backbone
+    assert imported.manifest.backbone == backbone.model_copy(update={"linears": {}})
     assert imported.manifest.name == "sst"
     assert imported.manifest.methods == {"bottleneck": Bottleneck(reduction_factor=4)}
     head = imported.manifest.head
@@ -76,7 +65,7 @@ def test_a_pfeiffer_folder(golden: Path, pfeiffer: Path) -> None:
 )
 def test_without_a_backbone_its_dimensions_come_from_the_folder(golden: Path, case: str) -> None:
     folder = golden / case / "safetensors" / "adapters" / "sst"
-    alone, known = load_folder(folder), load_folder(folder, backbone_of(golden / case))
+    alone, known = load_folder(folder), load_folder(folder, backbone_from(golden / case))
     assert alone.manifest == known.manifest
     assert write_package(alone.manifest, alone.tensors) == write_package(known.manifest, known.tensors)
 
@@ -91,7 +80,7 @@ def test_layers_left_out_and_factors_by_layer(golden: Path) -> None:
 def test_scaled_parallel(golden: Path) -> None:
     imported = load_folder(golden / "bert_scaled_parallel_mh" / "safetensors" / "adapters" / "sst")
     method = imported.manifest.methods["bottleneck"]
-    assert (method.scaling, method.is_parallel, method.sites) == ("learned", True, ("mh", "output"))
+    assert (method.scaling, method.is_parallel, method.mh_adapter, method.output_adapter) == ("learned", True, True, True)
     assert imported.tensors["bottleneck.layers.0.mh.scaling"].shape == (1,)
 
 
@@ -135,7 +124,7 @@ def test_an_adapter_without_a_head_and_a_head_without_an_adapter(golden: Path, p
     adapter = import_folder({name: path for name, path in files.items() if "adapter" in name})
     assert adapter.manifest.head is None
     only_head = {name: path for name, path in files.items() if "head" in name}
-    head = import_folder(only_head, backbone_of(golden / "bert_pfeiffer_cls"))
+    head = import_folder(only_head, backbone_from(golden / "bert_pfeiffer_cls"))
     assert head.manifest.methods == {}
     assert head.manifest.name == "sst"
     with pytest.raises(InvalidPackage, match="how many layers"):
@@ -161,7 +150,7 @@ def test_keys_of_a_bare_model_and_of_the_first_version(pfeiffer: Path, prefix: s
 
 def test_all_tensors_of_the_grammar(tmp_path: Path) -> None:
     """A channel-scaled, gated adapter with both norms, as the pickle converter writes it: the first norm is there twice."""
-    method = {"reduction_factor": 4, "ln_before": True, "ln_after": True, "use_gating": True, "scaling": "channel"}
+    method = SEQ_BN | {"reduction_factor": 4, "ln_before": True, "ln_after": True, "use_gating": True, "scaling": "channel"}
     config = {"config": method, "hidden_size": 8, "model_type": "electra", "name": "x", "version": "adapters.1.3.0"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     site = "electra.encoder.layer.0.output.adapters.x"
@@ -197,68 +186,92 @@ def test_all_tensors_of_the_grammar(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("pfeiffer", Bottleneck()),
-        ("seq_bn", Bottleneck()),
-        ("houlsby", Bottleneck(mh_adapter=True, non_linearity="silu", original_ln_before=False)),
-        ("double_seq_bn", Bottleneck(mh_adapter=True, non_linearity="silu", original_ln_before=False)),
-        ("par_bn", Bottleneck(is_parallel=True, original_ln_before=False, reduction_factor=2, scaling=4.0)),
-        ("scaled_par_bn", Bottleneck(is_parallel=True, original_ln_before=False, reduction_factor=2, scaling="learned")),
+        ("pfeiffer", [Bottleneck()]),
+        ("seq_bn", [Bottleneck()]),
+        ("houlsby", [Bottleneck(mh_adapter=True, non_linearity="silu", original_ln_before=False)]),
+        ("par_bn", [Bottleneck(is_parallel=True, original_ln_before=False, reduction_factor=2, scaling=4.0)]),
+        ("scaled_par_bn", [Bottleneck(is_parallel=True, original_ln_before=False, reduction_factor=2, scaling="learned")]),
+        ("seq_bn_inv", [Bottleneck(), Invertible()]),
+        ("compacter++", [Bottleneck(phm_layer=True, reduction_factor=32, non_linearity="gelu")]),
+        ("lora", [LinearsConfig()]),
+        ("ia3", [LinearsConfig(composition_mode="scale", attn_matrices=("k", "v"), intermediate_lora=True, r=1, alpha=1)]),
+        ("prefix_tuning_flat", [PrefixConfig(flat=True)]),
+        ("prompt_tuning", [Prompt(prompt_length=10, place="embeddings")]),
+        (
+            "mam",
+            [PrefixConfig(bottleneck_size=800), Bottleneck(is_parallel=True, original_ln_before=False, reduction_factor=2, scaling=4.0)],
+        ),
     ],
 )
-def test_presets_by_name(name: str, expected: Bottleneck) -> None:
-    assert bottleneck({"config": name}, False, []) == expected
+def test_presets_by_name(name: str, expected: list[Part]) -> None:
+    assert parts({"config": name, "version": "adapters.1.3.0"}, invertible="inv" in name) == expected
 
 
-@pytest.mark.parametrize(
-    "name",
-    sorted(PRESETS.keys() - {"seq_bn", "pfeiffer", "double_seq_bn", "houlsby", "par_bn", "parallel", "scaled_par_bn", "scaled_parallel"}),
-)
-def test_presets_that_are_not_served(name: str) -> None:
-    with pytest.raises(UnsupportedMethod):
-        bottleneck({"config": name}, False, [])
+def test_all_presets_are_read() -> None:
+    for name in PRESETS:
+        assert parts({"config": name}, invertible="inv" in name)
 
 
 @pytest.mark.parametrize(
     ("config", "words"),
     [
         ("mystery", "no known preset"),
-        ({"phm_layer": True}, "Compacter"),
-        ({"architecture": "lora"}, "LoRA"),
-        ({"architecture": "lora", "composition_mode": "scale"}, "(IA)^3"),
         ({"architecture": "lora", "use_dora": True}, "DoRA"),
-        ({"architecture": "lora", "vera_d": 0.1}, "VeRA"),
-        ({"architecture": "prefix_tuning"}, "prefix tuning"),
-        ({"architecture": "prompt_tuning"}, "prompt tuning"),
+        ({"architecture": "lora", "vera_d": 0.1, "vera_b": 0.0}, "VeRA"),
+        ({"architecture": "prompt_tuning", "combine": "suffix"}, "suffix"),
         ({"architecture": "reft"}, "ReFT"),
         ({"architecture": "mtl_lora"}, "MTL-LoRA"),
-        ({"architecture": "union"}, "MAM"),
+        ({"architecture": "union", "configs": [SEQ_BN, SEQ_BN]}, "several parts of the method bottleneck"),
         ({"architecture": "novel"}, "novel"),
-        ({"inv_adapter": "nice"}, "invertible"),
-        ({"invertible_adapter": {"block_type": "nice"}}, "invertible"),
-        ({"non_linearity": "rrelu"}, "rrelu"),
+        (SEQ_BN | {"inv_adapter": "glow"}, "glow"),
+        (SEQ_BN | {"non_linearity": "rrelu"}, "rrelu"),
+        ({"architecture": "prefix_tuning", "non_linearity": "rrelu"}, "rrelu"),
     ],
 )
 def test_methods_refused_by_name(config: Any, words: str) -> None:
     with pytest.raises(UnsupportedMethod) as caught:
-        bottleneck({"config": config}, False, [])
+        parts({"config": config}, invertible=isinstance(config, dict) and "inv_adapter" in config)
+    check_sentence(caught.value)
     assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "config",
-    [None, [], 3, {"reduction_factor": None}, {"reduction_factor": "x"}, {"scaling": "loud"}, {"leave_out": [-1]}, {"non_linearity": 3},
-     {"mh_adapter": "maybe"}, {"mh_adapter": False, "output_adapter": False}, {"ln_after": True, "LN_after": False}],
+    "change",
+    [{"reduction_factor": None}, {"reduction_factor": "x"}, {"scaling": "loud"}, {"leave_out": [-1]}, {"non_linearity": 3},
+     {"non_linearity": ["relu"]}, {"mh_adapter": "maybe"}, {"output_adapter": False}, {"ln_after": True, "LN_after": False}, {"mh_adapter": ...},
+     {"non_linearity": ...}, {"inv_adapter": "nice"}],
 )  # fmt: skip
-def test_configs_that_are_unsound(config: Any) -> None:
+def test_configs_that_are_unsound(change: dict[str, Any]) -> None:
+    config = {key: value for key, value in (SEQ_BN | change).items() if value is not ...}
+    with pytest.raises(InvalidPackage) as caught:
+        parts({"config": config})
+    check_sentence(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [None, [], 3, {"architecture": "lora", "r": 0}, {"architecture": "lora", "composition_mode": "scale"}, {"architecture": "union"},
+     {"architecture": "union", "configs": [{"architecture": "union", "configs": ["lora"]}]}, {"architecture": "prefix_tuning", "leave_out": "x"}],
+)  # fmt: skip
+def test_other_configs_that_are_unsound(config: Any) -> None:
     with pytest.raises(InvalidPackage):
-        bottleneck({"config": config}, False, [])
+        parts({"config": config})
 
 
 def test_old_spellings_integers_and_unknown_keys() -> None:
     warnings: list[str] = []
-    old = {"MH_Adapter": 1, "Output_Adapter": 0, "LN_after": 0, "scaling": 2, "leave_out": None, "attention_type": "sent-lvl", "novel": 3}
-    assert bottleneck({"config": old}, False, warnings) == Bottleneck(mh_adapter=True, output_adapter=False, scaling=2.0)
+    old = {
+        "MH_Adapter": 1, "Output_Adapter": 0, "LN_after": 0, "scaling": 2, "leave_out": None, "attention_type": "sent-lvl", "novel": 3,
+        "reduction_factor": 16, "non_linearity": "relu",
+    }  # fmt: skip
+    expected = Bottleneck(mh_adapter=True, output_adapter=False, scaling=2.0, original_ln_before=False)
+    assert parts({"config": old}, warnings=warnings) == [expected]
     assert warnings == ["The config has keys that are not known and were ignored: 'novel'."]
+
+
+def test_what_is_not_said_has_the_defaults_of_the_librarys_base_class() -> None:
+    config = {key: value for key, value in SEQ_BN.items() if key != "original_ln_before"}
+    assert bottleneck(config) == Bottleneck(original_ln_before=False)
 
 
 @pytest.mark.parametrize(
@@ -273,57 +286,74 @@ def test_old_spellings_integers_and_unknown_keys() -> None:
     ],
 )
 def test_gelu_meant_another_function_before_versions(name: str, version: str | None, expected: str) -> None:
-    config = {"config": {"non_linearity": name}} | ({"version": version} if version else {})
-    assert bottleneck(config, False, []).non_linearity == expected
+    file = {"config": SEQ_BN | {"non_linearity": name}} | ({"version": version} if version else {})
+    (part,) = parts(file)
+    assert isinstance(part, Bottleneck)
+    assert part.non_linearity == expected
 
 
 def test_old_task_adapters_name_an_invertible_part_that_they_lack() -> None:
     warnings: list[str] = []
-    config = {"config": {"invertible_adapter": {"block_type": "nice"}}, "type": "text_task"}
-    assert bottleneck(config, False, warnings) == Bottleneck()
+    file = {"config": SEQ_BN | {"invertible_adapter": {"block_type": "nice", "reduction_factor": 4}}, "type": "text_task"}
+    assert parts(file, warnings=warnings) == [Bottleneck()]
     assert len(warnings) == 1
-    with pytest.raises(UnsupportedMethod):
-        bottleneck(config, True, [])
+    assert parts(file, invertible=True) == [Bottleneck(), Invertible(reduction_factor=4)]
+    with pytest.raises(InvalidPackage, match="no tensor"):
+        parts(file | {"type": "text_lang"})
+
+
+def test_models_reached_by_hooks_end_with_the_adapter() -> None:
+    assert parts({"config": SEQ_BN}, family="modernbert") == [Bottleneck(original_ln_after=False)]
+    with pytest.raises(UnsupportedMethod, match="mh_adapter together with original_ln_before"):
+        parts({"config": SEQ_BN | {"mh_adapter": True}}, family="modernbert")
+    parallel = SEQ_BN | {"mh_adapter": True, "is_parallel": True}
+    assert parts({"config": parallel}, family="modernbert") == [Bottleneck(mh_adapter=True, is_parallel=True, original_ln_after=False)]
+
+
+@pytest.mark.parametrize(
+    ("version", "alpha"),
+    [
+        ("adapters.1.0.1", 4),
+        ("adapters.1.1.0", 8),
+        ("adapters.1.1.0.dev1", 4),
+        ("adapters.0.2.2", 4),
+        ("3.2.1", 8),
+        (None, 8),
+        ("adapters.x", 8),
+    ],
+)
+def test_old_versions_trained_with_a_scaling_of_one(version: str | None, alpha: int) -> None:
+    file = {"config": {"architecture": "lora", "r": 4, "alpha": 8}} | ({"version": version} if version else {})
+    (part,) = parts(file)
+    assert isinstance(part, LinearsConfig)
+    assert part.alpha == alpha
 
 
 # What is refused
 
 
 @pytest.mark.parametrize(
-    ("folder", "kind", "word"),
+    ("folder", "word"),
     [
-        ("bert_compacter_cls/safetensors/adapters/sst", UnsupportedMethod, "Compacter"),
-        ("bert_lora_cls/safetensors/adapters/sst", UnsupportedMethod, "LoRA"),
-        ("bert_ia3_cls/safetensors/adapters/sst", UnsupportedMethod, "(IA)^3"),
-        ("bert_madx_inv_mlm/safetensors/adapters/de", UnsupportedMethod, "invertible"),
-        ("bert_double_inv_tag/safetensors/adapters/yo", UnsupportedMethod, "invertible"),
-        ("bert_fusion3_pfeiffer_cls/safetensors/fusions/mnli,qqp,sst", UnsupportedMethod, "fusion"),
-        ("bert_stack_lang_task_tag/safetensors/setup", UnsupportedMethod, "setup"),
-        ("bert_qa/safetensors/adapters/squad", UnsupportedMethod, "question_answering"),
-        ("bert_multiple_choice/safetensors/adapters/copa", UnsupportedMethod, "multiple_choice"),
-        ("bert_dependency_parsing/safetensors/adapters/ud", UnsupportedMethod, "dependency_parsing"),
-        ("gpt2_pfeiffer_static/safetensors/adapters/poem", UnsupportedMethod, "gpt2"),
-        ("t5_pfeiffer_static/safetensors/adapters/sum", UnsupportedMethod, "t5"),
-        ("peft_bert_lora_seqcls/safetensors/peft", UnsupportedMethod, "PEFT"),
-        ("peft_bert_lora_seqcls/bin/peft", UnsupportedMethod, "LORA"),
-        ("orig_compacter_t5/compacter_checkpoint", UnsupportedMethod, "Compacter"),
-        ("bert_pfeiffer_cls/bin/adapters/sst", InvalidPackage, "turret convert"),
-        ("bert_prefix_cls/bin/adapters/sst", InvalidPackage, "turret convert"),
-        ("bert_pfeiffer_cls/backbone", InvalidPackage, "tokenizer.json"),
+        ("bert_pfeiffer_cls/bin/adapters/sst", "turret convert"),
+        ("bert_prefix_cls/bin/adapters/sst", "turret convert"),
+        ("peft_bert_lora_seqcls/bin/peft", "turret convert"),
+        ("orig_compacter_t5/compacter_checkpoint", "turret convert"),
+        ("bert_pfeiffer_cls/backbone", "tokenizer.json"),
     ],
 )
-def test_golden_folders_that_are_refused(golden: Path, folder: str, kind: type[StoreError], word: str) -> None:
-    refused(golden / folder, kind, word)
+def test_golden_folders_that_are_refused(golden: Path, folder: str, word: str) -> None:
+    refused(golden / folder, InvalidPackage, word)
 
 
 def test_nothing_and_files_that_are_paths(pfeiffer: Path) -> None:
     with pytest.raises(InvalidPackage, match="nothing"):
         import_folder({})
-    for name in ("../adapter_config.json", "a/b", "a\\b", "/etc/passwd", "", ".", "..", "a\0b", "x" * 300):
+    for name in ("../adapter_config.json", "a/b/c", "a/", "/a", "a/..", "a\\b", "/etc/passwd", "", ".", "..", "a\0b", "x" * 300):
         with pytest.raises(InvalidPackage, match="plain file name"):
             import_folder(folder_files(pfeiffer) | {name: pfeiffer / "adapter_config.json"})
     with pytest.raises(InvalidPackage, match="at most"):
-        import_folder({str(i): pfeiffer for i in range(1000)})
+        import_folder({str(i): pfeiffer for i in range(2000)})
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter.safetensors", "head_config.json", "model_head.safetensors"])
@@ -364,7 +394,7 @@ def test_tensors_that_are_not_matched(pfeiffer: Path) -> None:
         save_file(good | {extra: np.zeros((1, 32), "<f4")}, path)
         refused(pfeiffer, InvalidPackage, extra)
     save_file(good | {"bert.invertible_adapters.sst.F.0.weight": np.zeros((2, 2), "<f4")}, path)
-    refused(pfeiffer, UnsupportedMethod, "invertible")
+    refused(pfeiffer, InvalidPackage, "invertible")
 
 
 def test_tensors_that_are_missing_or_misshapen(pfeiffer: Path) -> None:
@@ -387,10 +417,10 @@ def test_other_backbones(golden: Path, pfeiffer: Path) -> None:
         ({"num_layers": 2}, "only 2 layers"),
         ({"num_layers": 4}, "has 4 layers"),
     ):
-        refused(pfeiffer, WrongBackbone, word, backbone=backbone_of(case, **change))
+        refused(pfeiffer, WrongBackbone, word, backbone=backbone_from(case, **change))
     edit_json(pfeiffer / "adapter_config.json", model_name="google-bert/bert-base-uncased")
-    assert load_folder(pfeiffer, backbone_of(case, name="/models/bert-base-uncased/")).warnings == ()
-    assert "roberta-base" in load_folder(pfeiffer, backbone_of(case, name="roberta-base")).warnings[0]
+    assert load_folder(pfeiffer, backbone_from(case, name="/models/bert-base-uncased/")).warnings == ()
+    assert "roberta-base" in load_folder(pfeiffer, backbone_from(case, name="roberta-base")).warnings[0]
 
 
 def test_configs_that_contradict_each_other(pfeiffer: Path) -> None:
@@ -401,103 +431,6 @@ def test_configs_that_contradict_each_other(pfeiffer: Path) -> None:
     edit_json(pfeiffer / "head_config.json", model_type=...)
     edit_json(pfeiffer / "adapter_config.json", model_type=...)
     refused(pfeiffer, InvalidPackage, "model_type")
-
-
-# Heads
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"label2id": {"a": 0, "b": 1}}, "3 ids"),
-        ({"label2id": {"a": 0, "b": 1, "c": 1}}, "3 ids"),
-        ({"label2id": {"a": 0, "b": 1, "c": 3}}, "3 ids"),
-        ({"label2id": {"a": 0, "b": 1, "c": -1}}, "-1"),
-        ({"label2id": {"a": 0, "b": 1, "c": 1.5}}, "1.5"),
-        ({"label2id": {"a": 0, "b": 1, "c": True}}, "True"),
-        ({"label2id": {"a": 0, "b": 1, "": 2}}, "label"),
-        ({"label2id": []}, "label2id"),
-        ({"num_labels": 0}, "num_labels"),
-        ({"num_labels": 10**9}, "num_labels"),
-        ({"num_labels": "3"}, "num_labels"),
-        ({"layers": 0}, "layers"),
-        ({"layers": 99}, "layers"),
-        ({"layers": True}, "layers"),
-        ({"layers": 3}, "heads.sst.4.weight"),
-        ({"activation_function": None}, "heads.sst.3.weight"),
-        ({"activation_function": "rrelu"}, "rrelu"),
-        ({"bias": False}, "heads.sst.4.bias"),
-        ({"use_pooler": "maybe"}, "use_pooler"),
-        ({"head_type": "causal_lm"}, "causal_lm"),
-        ({"head_type": ["x"]}, "x"),
-    ],
-)
-def test_heads_that_are_refused(pfeiffer: Path, change: dict[str, Any], words: str) -> None:
-    path = pfeiffer / "head_config.json"
-    config = json.loads(path.read_text())
-    config["config"] |= change
-    path.write_text(json.dumps(config))
-    refused(pfeiffer, InvalidPackage, words)
-
-
-def test_labels(pfeiffer: Path) -> None:
-    edit_json(pfeiffer / "head_config.json", config={"label2id": None})
-    assert load_folder(pfeiffer).manifest.head.labels == ("LABEL_0", "LABEL_1", "LABEL_2")  # type: ignore[union-attr]
-    edit_json(pfeiffer / "head_config.json", config={"label2id": {"c": "2", "a": "0", "b": "1"}})
-    assert load_folder(pfeiffer).manifest.head.labels == ("a", "b", "c")  # type: ignore[union-attr]
-
-
-def test_one_label_is_a_regression_and_layers_without_activation_leave_no_index(pfeiffer: Path) -> None:
-    rng = np.random.default_rng(0)
-    weights = {
-        f"heads.sst.{i}.{kind}": rng.normal(size=shape).astype("<f4")
-        for i, kind, shape in ((1, "weight", (32, 32)), (1, "bias", (32,)), (3, "weight", (1, 32)))
-    }
-    save_file(weights, pfeiffer / "model_head.safetensors")
-    edit_json(pfeiffer / "head_config.json", config={"num_labels": 1, "label2id": None, "activation_function": None, "bias": False})
-    imported = load_folder(pfeiffer)
-    head = imported.manifest.head
-    assert head is not None
-    assert (head.type, head.labels, head.activation, head.bias) == ("regression", ("LABEL_0",), None, False)
-    np.testing.assert_array_equal(load(write_package(imported.manifest, imported.tensors))["head.1.weight"], weights["heads.sst.3.weight"])
-
-
-def test_foreign_heads_in_the_file_are_ignored_and_reported(pfeiffer: Path) -> None:
-    path = pfeiffer / "model_head.safetensors"
-    save_file(load_file(path) | {"heads.sst2.1.weight": np.zeros((2, 2), "<f4"), "heads.sst2.1.bias": np.zeros(2, "<f4")}, path)
-    imported = load_folder(pfeiffer)
-    assert any("'sst2'" in line for line in imported.report)
-    assert len([name for name in imported.tensors if name.startswith("head.")]) == 4
-    save_file(load_file(path) | {"heads.sst.9.weight": np.zeros((2, 2), "<f4")}, path)
-    refused(pfeiffer, InvalidPackage, "heads.sst.9.weight")
-
-
-def test_old_heads_keep_their_activation(pfeiffer: Path) -> None:
-    """The old meaning of gelu holds for `non_linearity` of adapters only, as in the library."""
-    edit_json(pfeiffer / "head_config.json", version=..., config={"activation_function": "gelu"})
-    assert load_folder(pfeiffer).manifest.head.activation == "gelu"  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("model_class", sorted(STATIC))
-def test_static_classes(pfeiffer: Path, model_class: str) -> None:
-    static = STATIC[model_class]
-    weights = {}
-    for i, module in enumerate(static.modules):
-        rows = 3 if i == len(static.modules) - 1 else 32
-        weights |= {f"{module}.weight": np.ones((rows, 32), "<f4"), f"{module}.bias": np.ones(rows, "<f4")}
-    save_file(weights, pfeiffer / "model_head.safetensors")
-    edit_json(
-        pfeiffer / "head_config.json", config=None, name=None, label2id={"a": 0, "b": 1, "c": 2}, num_labels=3, model_class=model_class
-    )
-    head = load_folder(pfeiffer).manifest.head
-    assert head is not None
-    assert (head.type, head.layers, head.labels) == (static.type, len(static.modules), ("a", "b", "c"))
-    assert head.use_pooler is (model_class == "BertForSequenceClassification")
-
-
-def test_static_classes_that_are_not_served(pfeiffer: Path) -> None:
-    edit_json(pfeiffer / "head_config.json", config=None, name=None, model_class="BertForQuestionAnswering")
-    refused(pfeiffer, UnsupportedMethod, "BertForQuestionAnswering")
 
 
 # Pickles

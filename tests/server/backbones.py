@@ -19,7 +19,15 @@ _BERT: dict[str, Any] = {
     "max_position_embeddings": 64,
     "vocab_size": VOCABULARY,
 }
-_T5 = {"d_model": HIDDEN, "d_kv": 6, "num_heads": 4, "d_ff": 40, "num_layers": LAYERS, "num_decoder_layers": LAYERS, "vocab_size": VOCABULARY}
+_T5 = {
+    "d_model": HIDDEN,
+    "d_kv": 6,
+    "num_heads": 4,
+    "d_ff": 40,
+    "num_layers": LAYERS,
+    "num_decoder_layers": LAYERS,
+    "vocab_size": VOCABULARY,
+}
 _T5 |= {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1, "relative_attention_num_buckets": 8}
 _GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
@@ -28,10 +36,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "electra": _BERT | {"embedding_size": 16},
-    "distilbert": {"dim": HIDDEN, "n_layers": LAYERS, "n_heads": 4, "hidden_dim": 40, "max_position_embeddings": 64, "vocab_size": VOCABULARY},
+    "distilbert": {
+        "dim": HIDDEN,
+        "n_layers": LAYERS,
+        "n_heads": 4,
+        "hidden_dim": 40,
+        "max_position_embeddings": 64,
+        "vocab_size": VOCABULARY,
+    },
     "albert": _BERT | {"embedding_size": 16},
-    "modernbert": _BERT | {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3, "local_attention": 8},
-    "gpt2": {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, "vocab_size": VOCABULARY, "bos_token_id": 2, "eos_token_id": 3},
+    "modernbert": _BERT
+    | {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3, "local_attention": 8},
+    "gpt2": {
+        "n_embd": HIDDEN,
+        "n_layer": LAYERS,
+        "n_head": 4,
+        "n_positions": 64,
+        "vocab_size": VOCABULARY,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    },
     "llama": _BERT | {"num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 3},
     "t5": _T5,
     "mt5": _T5 | _GATED,

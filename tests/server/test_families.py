@@ -25,7 +25,9 @@ def rows_of(family: str, seed: int = 0) -> list[Sequence]:
     for length in LENGTHS:
         ids = np.array([chance.randrange(4, VOCABULARY) for _ in range(length)])
         decoder = np.array([0, *(chance.randrange(4, VOCABULARY) for _ in range(chance.randrange(5)))])
-        rows.append(Sequence(Route("base"), ids, np.zeros_like(ids), Readout("hidden"), decoder if FAMILIES[family].encoder_decoder else None))
+        rows.append(
+            Sequence(Route("base"), ids, np.zeros_like(ids), Readout("hidden"), decoder if FAMILIES[family].encoder_decoder else None)
+        )
     chance.shuffle(rows)
     return rows
 

@@ -49,7 +49,13 @@ STACKS = [
 AVERAGES = [("pfeiffer", "gated"), ("houlsby", "dropped"), ("lora", "lora_all"), ("ia3", "ia3_peft"), ("parallel", "compacter")]
 
 # Members of fusions, all of which act at the output site of every layer and nowhere else.
-MEMBERS = [("pfeiffer", "pfeiffer"), ("pfeiffer", "compacter++", "gated"), ("full_w", "shared_w"), ("parallel", "pfeiffer"), ("no_ln", "after_ln")]
+MEMBERS = [
+    ("pfeiffer", "pfeiffer"),
+    ("pfeiffer", "compacter++", "gated"),
+    ("full_w", "shared_w"),
+    ("parallel", "pfeiffer"),
+    ("no_ln", "after_ln"),
+]
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,9 @@ def run(engine: Engine, rows: list[Sequence]) -> list[Outputs]:
 
 
 def worst(ones: list[Outputs], others: list[Outputs]) -> float:
-    assert [{name: a.shape for name, a in one.items()} for one in ones] == [{name: a.shape for name, a in other.items()} for other in others]
+    assert [{name: a.shape for name, a in one.items()} for one in ones] == [
+        {name: a.shape for name, a in other.items()} for other in others
+    ]
     return max(float(np.abs(one[name] - other[name]).max()) for one, other in zip(ones, others, strict=True) for name in one)
 
 
