@@ -128,7 +128,8 @@ class Readout:
     [words, words + 1] and "relations" [words, words + 1, labels] for dependency parsing.
     hidden: "hidden" [tokens, H], the last hidden state (of an encoder-decoder: the decoder's where the row has decoder tokens);
     encoder_hidden: "hidden" of the encoder. embedding: "embedding" [H], pooled over the row's tokens and, if `normalize`, of length 1.
-    explain: adds what each fusion attended to, "attention.{layer}.{site}.{n}" [tokens, members], n the place in the route's `fusion_members`.
+    explain: adds what each fusion attended to, "attention.{layer}.{site}.{n}" [tokens, members], n its place in the route's
+    `fusion_members`.
     """
 
     output: Output = "logits"

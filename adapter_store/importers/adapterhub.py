@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from adapter_store.errors import InvalidPackage
+from adapter_store.families import LINEARS
 from adapter_store.importers.adapterhub_config import LinearsConfig, Part, PrefixConfig, read_parts
 from adapter_store.importers.adapterhub_folder import (
     ADAPTER,
@@ -29,7 +30,7 @@ from adapter_store.importers.backbones import EMBEDDING_TOLD, plain_backbone, wi
 from adapter_store.importers.folder import Files, ImportedPackage, Options, Remarks, read_tensors
 from adapter_store.importers.places import NAME_BACKBONE, Dimensions, Places, count_layers
 from adapter_store.manifest import Head
-from adapter_store.methods import Backbone, Bottleneck, Method
+from adapter_store.methods import Backbone, Bottleneck, Method, Shape
 from adapter_store.names import shown
 from adapter_store.tensorfile import TensorData
 
@@ -86,7 +87,7 @@ def import_adapter(config: Config, weights: Mapping[str, TensorData], model: Mod
     has_invertible = any(entry.kind == "invertible" for entry in entries)
     parts = read_parts(config, places.family, has_invertible, remarks.warnings)
     spots = [entry.spot for entry in entries]
-    counts = count_layers(spots, _left_out(parts), places.family, backbone, f"The adapter {shown(name)}")
+    counts = count_layers(spots, _left_out(parts, entries), places.family, backbone, f"The adapter {shown(name)}")
     context = Context(places, counts, Dimensions())
     embedding = _embedding_size(entries)
     plain = plain_backbone(backbone, model.type, model.hidden_size, counts, embedding, model.name)
@@ -97,6 +98,7 @@ def import_adapter(config: Config, weights: Mapping[str, TensorData], model: Mod
         methods[row.part], built = row.build(part, own, context)
         whole.update(built, f"{row.part}.")
         remarks.report.append(_line(name, row.part, methods[row.part], built, own, context))
+    check_names(methods, plain, whole, f"the config of the adapter {shown(name)}")
     spec = with_linears(plain, backbone, context.dimensions, methods.values())
     check_law(methods, spec, whole, f"the config of the adapter {shown(name)}")
     if backbone is None and embedding is None and model.type in EMBEDDING_TOLD:
@@ -106,8 +108,11 @@ def import_adapter(config: Config, weights: Mapping[str, TensorData], model: Mod
     return Adapter(spec, methods, whole.tensors)
 
 
-def _left_out(parts: Sequence[Part]) -> frozenset[int]:
-    """The layers in which no part with tensors in its layers has any."""
+def _left_out(parts: Sequence[Part], entries: Sequence[Entry]) -> frozenset[int]:
+    """The layers in which the file has no tensor, as its config says. The copies of a prefix are in all layers, left out or not."""
+    inside = {entry.kind for entry in entries if entry.spot.stack is not None}
+    if any(isinstance(part, PrefixConfig) for part in parts) and ("prefix" in inside or not inside):
+        return frozenset()
     layered = [frozenset(part.leave_out) for part in parts if isinstance(part, Bottleneck | LinearsConfig | PrefixConfig)]
     return frozenset.intersection(*layered) if layered else frozenset()
 
@@ -148,17 +153,27 @@ def _line(name: str, part: str, method: Method, built: Collected, own: Sequence[
     )
 
 
-def check_law(methods: Mapping[str, Method], backbone: Backbone, whole: Collected, wanting: str) -> None:
-    """The tensors must be exactly those that the methods call for, in name and shape; raises InvalidPackage naming the file's tensor."""
-    try:
-        expected = {f"{part}.{name}": shape for part, method in methods.items() for name, shape in method.tensors(backbone).items()}
-    except ValueError as error:
-        raise InvalidPackage(f"The adapter's config does not hold together: {error}.") from None
-    for name, shape in expected.items():
+def check_names(methods: Mapping[str, Method], plain: Backbone, whole: Collected, wanting: str) -> None:
+    """The tensors must be exactly those that the methods call for, by name; raises InvalidPackage naming the file's tensor."""
+    expected = _law(methods, plain.model_copy(update={"linears": dict.fromkeys(LINEARS, (1, 3))}))
+    for name in expected:
         if name not in whole.tensors:
             raise InvalidPackage(f"The weights lack the tensor of '{name}' that {wanting} calls for.")
+    for name in sorted(whole.tensors.keys() - expected.keys()):
+        raise InvalidPackage(f"The weights hold the tensor {shown(whole.sources[name], 160)}, which {wanting} does not call for.")
+
+
+def check_law(methods: Mapping[str, Method], backbone: Backbone, whole: Collected, wanting: str) -> None:
+    """`check_names`, and the tensors must have the shapes that the methods call for."""
+    check_names(methods, backbone, whole, wanting)
+    for name, shape in _law(methods, backbone).items():
         source, actual = whole.sources[name], whole.tensors[name].shape
         if actual != shape:
             raise InvalidPackage(f"The tensor {shown(source, 160)} has the shape {list(actual)}; {wanting} calls for {list(shape)}.")
-    for name in sorted(whole.tensors.keys() - expected.keys()):
-        raise InvalidPackage(f"The weights hold the tensor {shown(whole.sources[name], 160)}, which {wanting} does not call for.")
+
+
+def _law(methods: Mapping[str, Method], backbone: Backbone) -> dict[str, Shape]:
+    try:
+        return {f"{part}.{name}": shape for part, method in methods.items() for name, shape in method.tensors(backbone).items()}
+    except ValueError as error:
+        raise InvalidPackage(f"The adapter's config does not hold together: {error}.") from None

@@ -9,7 +9,7 @@ import re
 
 from adapter_store.errors import InvalidPackage, UnsupportedMethod
 from adapter_store.families import FAMILIES
-from adapter_store.importers.adapterhub import check_law
+from adapter_store.importers.adapterhub import check_law, check_names
 from adapter_store.importers.adapterhub_folder import ADAPTER, describe, ignored, manifest_of, pickled
 from adapter_store.importers.adapterhub_match import Collected
 from adapter_store.importers.backbones import plain_backbone, with_linears
@@ -59,6 +59,7 @@ def import_peft(files: Files, options: Options) -> ImportedPackage:
     counts, method, whole = PEFT_READERS[str(config["peft_type"])](own, context)
     hidden = _hidden(config, context.dimensions, model_type, method, options.backbone)
     plain = plain_backbone(options.backbone, model_type, hidden, counts, _prompt_size(method, whole), _base_name(config))
+    check_names({method.method: method}, plain, whole, "the config")
     backbone = with_linears(plain, options.backbone, context.dimensions, [method])
     check_law({method.method: method}, backbone, whole, "the config")
     _check_targets(config, places, counts, method)

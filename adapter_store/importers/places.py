@@ -139,7 +139,7 @@ def _guess(found: list[set[int]], left_out: frozenset[int]) -> tuple[int, ...]:
 
 
 def _explained(layers: set[int], count: int, first: int, left_out: frozenset[int]) -> bool:
-    return layers in ({layer for layer in range(count) if first + layer not in left_out}, set(range(count)))
+    return layers == {layer for layer in range(count) if first + layer not in left_out}
 
 
 def addresses(counts: Counts, per_layer: Mapping[int, Iterable[str]]) -> tuple[str, ...]:

@@ -235,7 +235,7 @@ def _file_name(name: str | None, taken: dict[str, Path]) -> str:
         raise ApiError(
             422,
             "invalid_file_name",
-            f"{(name or '')[:80]!r} is not a plain file name: send each file under its own name, at most with the name of one folder before it.",
+            f"{(name or '')[:80]!r} is not a plain file name: send each file under its own name, with one folder at most.",
         )
     if name in taken:
         raise ApiError(422, "duplicate_file", f"The form holds two files called '{name}'.")

@@ -80,11 +80,10 @@ class Rule:
 
 def attend_packed(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing, rule: Rule, x: Tensor) -> Tensor:
     """Attention within each sequence: [T, heads, head size] in and out. x [T, H] is the attention's input, for gated prefixes."""
-    outputs = []
+    outputs: list[Tensor] = []
     for run in packing.runs:
         gated = any(prefix.gate_weight is not None for prefix in run.prefixes.get((rule.layer, rule.group), ()))
-        for part in run.each() if gated else (run,):
-            outputs.append(_attend(query, key, value, scaling, part, rule, x))
+        outputs += [_attend(query, key, value, scaling, part, rule, x) for part in (run.each() if gated else (run,))]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 

@@ -154,7 +154,7 @@ def _load(source: str, config: PreTrainedConfig, family: Family) -> tuple[nn.Mod
     pooler, lm_head = whole(family.pooler), whole(family.lm_head)
     base: nn.Module = model.base_model if (family.prefix and family.lm) or family.pooler == "head" else model
     if family.pooler and family.pooler != "head":
-        base.pooler = None  # it would read the first token of the whole batch; heads call it on each row's own
+        base.pooler = None  # type: ignore[assignment]  # it would read the first token of the whole batch; heads call it on each row's own
     return base, pooler, lm_head
 
 
@@ -194,9 +194,9 @@ def _linears(model: nn.Module, family: Family, pooler: nn.Module | None) -> dict
         for name, module in linears_of(layers_of(model, layers)[0], layers).items():
             found[name] = linears.dimensions(module)
     for name, path in family.linears.items():
-        module = _pooler_dense(pooler) if name == "pooler" else dict(model.named_modules()).get(path)
-        if module is not None:
-            found[name] = linears.dimensions(module)
+        layerless = _pooler_dense(pooler) if name == "pooler" else dict(model.named_modules()).get(path)
+        if layerless is not None:
+            found[name] = linears.dimensions(layerless)
     return found
 
 

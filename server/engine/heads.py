@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -127,7 +128,7 @@ def parsed(weights: HeadWeights, hidden: Tensor, word_starts: Sequence[int]) -> 
     A word is the mean of its tokens; the candidate heads are the first token (the root) and the words. arcs [words, words + 1],
     relations [words, words + 1, R]. `word_starts` ends with the token behind the last word.
     """
-    edges = list(zip(word_starts, word_starts[1:], strict=False))
+    edges = list(pairwise(word_starts))
     words = torch.stack([hidden[start:end].mean(dim=0) for start, end in edges]) if edges else hidden[:0]
     heads = torch.cat((hidden[:1], words))
     deps_one = torch.cat((words, words.new_ones(words.shape[0], 1)), dim=1)

@@ -8,6 +8,7 @@ pass. A row's answer is the same as alone.
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -117,7 +118,7 @@ def _level(rows: Sequence[Row], start: int, end: int, stream: Stream, before: Le
     cu_seqlens = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([row.length for row in rows], out=cu_seqlens[1:])
     edges = cu_seqlens.tolist()
-    spans = tuple(zip(edges[:-1], edges[1:], strict=True))
+    spans = tuple(pairwise(edges))
     programs = _by_program(rows, spans)
     prefixed = any(row.program.prefixes for row in rows)
     packing = Packing.of(cu_seqlens, [row.program.prefixes for row in rows] if prefixed else None)
@@ -202,10 +203,9 @@ def _linears(
         for address, node in program.linears.items():
             if not _within(address, layers) or (stream.first and not address.startswith("layers.")):
                 continue
+            read = spans
             if memories is not None and address.endswith((".cross_k", ".cross_v")):
                 read = sorted(set(memories[number][1]))  # rows of one program may share their encoder's tokens
-            else:
-                read = spans
             pieces = read if lora.gated(node) else _merged(read)
             at_input = any(isinstance(part, ScaleWeights) and part.at_input for part in lora.parts(node))
             works[address].append(NodeTokens(node, tuple(Tokens((piece,), None) for piece in pieces), at_input))
@@ -243,7 +243,7 @@ def _arrays(row: Row, padding_id: int | None) -> tuple[Ints, Ints, Ints]:
     prompt = row.prompting
     if prompt is None:
         return row.ids, _positions(row.ids, padding_id) + row.program.shift, row.types
-    start, end = prompt_place(row)
+    start, _ = prompt_place(row)
     ids, types = (np.insert(values, start, np.zeros(row.prompt, dtype=np.int64)) for values in (row.ids, row.types))
     if prompt[0].place == "words":  # the prompt's tokens are counted like words that are no padding
         counted = np.insert(row.ids, start, np.full(row.prompt, (padding_id or 0) + 1))

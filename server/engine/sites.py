@@ -8,6 +8,7 @@ it for exactly one forward.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,7 +38,7 @@ class Tokens:
     @classmethod
     def of(cls, spans: Sequence[Span], device: torch.device) -> "Tokens":
         """The tokens of spans, in their order."""
-        whole = all(one[1] == other[0] for one, other in zip(spans, spans[1:], strict=False))
+        whole = all(one[1] == other[0] for one, other in pairwise(spans))
         indices = None if whole else torch.cat([torch.arange(a, b, device=device) for a, b in spans])
         return cls(tuple(spans), indices)
 

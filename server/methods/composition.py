@@ -106,10 +106,8 @@ def _compose(node: Node, state: _State, attentions: list[tuple[int, Tensor]] | N
             return _single(node, state)
         case Stacked(children):
             for child in children:
-                if isinstance(child, Adapter):
-                    state = _single(child, _prepared(child.config, state))
-                else:
-                    state = _compose(child, state, attentions)
+                prepared = _prepared(child.config, state) if isinstance(child, Adapter) else state
+                state = _compose(child, prepared, attentions)
             return state
         case Averaged(children, weights):
             untouched = state

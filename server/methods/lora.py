@@ -126,8 +126,8 @@ def _made(node: Node, x: Tensor, made: Tensor | None) -> tuple[Tensor | None, Pa
                 return made, None
             neutral = 0.0 if isinstance(last, LoRAWeights) else 1.0  # what leaves y as it is
             total = torch.zeros((), device=x.device, dtype=x.dtype)
-            for weight, (out, _) in zip(weights, found, strict=True):
-                total = total + weight * (neutral if out is None else out)
+            for weight, (change, _) in zip(weights, found, strict=True):
+                total = total + weight * (neutral if change is None else change)
             return total, last
 
 

@@ -30,6 +30,8 @@ def pfeiffer(golden: Path, tmp_path: Path) -> Path:
 
 SEQ_BN = {"mh_adapter": False, "output_adapter": True, "reduction_factor": 16, "non_linearity": "relu", "original_ln_before": True}
 
+PARALLEL = Bottleneck(is_parallel=True, original_ln_before=False, reduction_factor=2, scaling=4.0)
+
 
 def parts(file: dict[str, Any], invertible: bool = False, family: str = "bert", warnings: list[str] | None = None) -> list[Part]:
     return read_parts(file, FAMILIES[family], invertible, [] if warnings is None else warnings)
@@ -189,7 +191,7 @@ def test_all_tensors_of_the_grammar(tmp_path: Path) -> None:
         ("pfeiffer", [Bottleneck()]),
         ("seq_bn", [Bottleneck()]),
         ("houlsby", [Bottleneck(mh_adapter=True, non_linearity="silu", original_ln_before=False)]),
-        ("par_bn", [Bottleneck(is_parallel=True, original_ln_before=False, reduction_factor=2, scaling=4.0)]),
+        ("par_bn", [PARALLEL]),
         ("scaled_par_bn", [Bottleneck(is_parallel=True, original_ln_before=False, reduction_factor=2, scaling="learned")]),
         ("seq_bn_inv", [Bottleneck(), Invertible()]),
         ("compacter++", [Bottleneck(phm_layer=True, reduction_factor=32, non_linearity="gelu")]),
@@ -238,8 +240,8 @@ def test_methods_refused_by_name(config: Any, words: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [{"reduction_factor": None}, {"reduction_factor": "x"}, {"scaling": "loud"}, {"leave_out": [-1]}, {"non_linearity": 3},
-     {"non_linearity": ["relu"]}, {"mh_adapter": "maybe"}, {"output_adapter": False}, {"ln_after": True, "LN_after": False}, {"mh_adapter": ...},
-     {"non_linearity": ...}, {"inv_adapter": "nice"}],
+     {"non_linearity": ["relu"]}, {"mh_adapter": "maybe"}, {"output_adapter": False}, {"ln_after": True, "LN_after": False},
+     {"mh_adapter": ...}, {"non_linearity": ...}, {"inv_adapter": "nice"}],
 )  # fmt: skip
 def test_configs_that_are_unsound(change: dict[str, Any]) -> None:
     config = {key: value for key, value in (SEQ_BN | change).items() if value is not ...}
@@ -251,7 +253,8 @@ def test_configs_that_are_unsound(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "config",
     [None, [], 3, {"architecture": "lora", "r": 0}, {"architecture": "lora", "composition_mode": "scale"}, {"architecture": "union"},
-     {"architecture": "union", "configs": [{"architecture": "union", "configs": ["lora"]}]}, {"architecture": "prefix_tuning", "leave_out": "x"}],
+     {"architecture": "union", "configs": [{"architecture": "union", "configs": ["lora"]}]},
+     {"architecture": "prefix_tuning", "leave_out": "x"}],
 )  # fmt: skip
 def test_other_configs_that_are_unsound(config: Any) -> None:
     with pytest.raises(InvalidPackage):

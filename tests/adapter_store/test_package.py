@@ -306,10 +306,10 @@ def test_the_package_must_hold_exactly_what_its_manifest_promises() -> None:
 
 def test_a_boastful_manifest_costs_nothing() -> None:
     backbone = {"model_type": "bert", "hidden_size": 65536, "num_layers": 1024}
-    methods = {f"m{i}": {"method": "bottleneck", "mh_adapter": True, "scaling": "channel", "use_gating": True} for i in range(8)}
+    methods = {"m": {"method": "bottleneck", "mh_adapter": True, "scaling": "channel", "use_gating": True}}
     start = time.process_time()
-    refused(with_manifest({"backbone": backbone, "methods": methods}), "8192 layers")
-    refused(with_manifest({"backbone": backbone}), "1024 layers")
+    refused(with_manifest({"backbone": backbone, "methods": methods}), "at least 2048 tensors")
+    refused(with_manifest({"backbone": backbone}), "at least 1024 tensors")
     refused(with_manifest({"backbone": backbone, "methods": {"b": {"leave_out": list(range(1, 1024))}}}))
     assert time.process_time() - start < 2
 
