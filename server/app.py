@@ -58,7 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
         router=router,
         residency=residency,
         scheduler=scheduler,
-        inference=Inference(router, encoder, residency, scheduler, workers),
+        inference=Inference(router, encoder, residency, scheduler, workers, settings.max_rows),
         metrics=metrics,
         backbone=backbone.spec,
         publisher=publisher,

@@ -97,7 +97,7 @@ class Route:
 
     `model` is what the answer says it came from (`spam@4`); `digest` the package that was named (None for a composition or
     the bare backbone). `head_digest` is the package whose head reads it out. `fusion_members` names, for each fusion of the setup in
-    the order in which they act, what it fuses.
+    the order in which they act, what it fuses. `reserved` are tokens of the backbone's limit that the setup itself takes.
     """
 
     model: str
@@ -106,6 +106,7 @@ class Route:
     head: Head | None = None
     head_digest: str | None = None
     fusion_members: tuple[tuple[str, ...], ...] = ()
+    reserved: int = 0
 
     @property
     def digests(self) -> tuple[str, ...]:

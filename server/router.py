@@ -13,7 +13,7 @@ from adapter_store.names import Reference
 from adapter_store.store import Store
 from server.core import Average, Fuse, Route, Setup, Stack, Use, setup_fusions
 from server.errors import ApiError
-from server.setups import check_setup
+from server.setups import check_setup, reserved_tokens
 
 BASE = Route("base")
 MAX_ROUTES = 100_000
@@ -107,7 +107,8 @@ class Router:
         if composition.head is not None:
             model = f"{model}#{self._record(composition.head).reference}"
         members = tuple(tuple(self._member(child) for child in fuse.children) for fuse in setup_fusions(resolved.setup))
-        return Route(model, digest, resolved.setup, head, head_digest, members)
+        reserved = reserved_tokens(resolved.setup, self.manifest)
+        return Route(model, digest, resolved.setup, head, head_digest, members, reserved)
 
     def _may_be_parallel(self, model: str) -> bool:
         """Whether a plain reference could be a published parallel: only such a package is opened for it."""

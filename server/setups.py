@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from adapter_store.errors import UnsupportedMethod
 from adapter_store.manifest import Manifest
-from adapter_store.methods import Backbone, Bottleneck, Fusion
+from adapter_store.methods import Backbone, Bottleneck, Fusion, Prefix, Prompt
 from server.core import Average, Fuse, Setup, Stack, Use, setup_uses
 
 ManifestOf = Callable[[str], Manifest]
@@ -73,6 +73,20 @@ def _check_fuse(fusion: str, children: tuple[Setup, ...], manifest_of: ManifestO
                     f"'{shown(digest)}' acts at the site {sorted(alone)[0]} of layer {layer}, where the fusion has no weights: "
                     "all members of a fusion must act where it does."
                 )
+
+
+def reserved_tokens(setup: Setup | None, manifest_of: ManifestOf) -> int:
+    """Positions of the backbone's limit that the setup takes: shifted prefixes, and a prompt among the words of the first package."""
+    if setup is None:
+        return 0
+    taken = 0
+    for number, digest in enumerate(setup_uses(setup)):
+        for method in manifest_of(digest).methods.values():
+            if isinstance(method, Prefix) and method.shift_positions:
+                taken += method.prefix_length
+            if isinstance(method, Prompt) and method.place == "words" and number == 0:
+                taken += method.prompt_length
+    return taken
 
 
 def check_places(manifest: Manifest, backbone: Backbone) -> None:

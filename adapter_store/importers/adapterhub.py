@@ -119,8 +119,9 @@ def _left_out(parts: Sequence[Part], entries: Sequence[Entry]) -> frozenset[int]
 
 def _embedding_size(entries: Sequence[Entry]) -> int | None:
     """What an invertible adapter or a prompt tells of the size of an embedding."""
-    halves = [entry.tensor.shape[-1] for entry in entries if entry.kind == "invertible" and entry.rest in ("F.0.weight", "G.0.weight")]
-    prompts = [entry.tensor.shape[-1] for entry in entries if entry.kind == "prompt" and entry.tensor.shape]
+    wide = {(entry.kind, entry.rest): entry.tensor.shape[-1] for entry in entries if entry.tensor.shape}
+    halves = [wide[kind] for kind in (("invertible", "F.0.weight"), ("invertible", "G.0.weight")) if kind in wide]
+    prompts = [size for (kind, _), size in wide.items() if kind == "prompt"]
     return sum(halves) if len(halves) == 2 else prompts[0] if prompts else None
 
 

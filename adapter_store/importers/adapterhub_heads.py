@@ -59,7 +59,7 @@ def import_head(config: Mapping[str, Any], weights: Weights, backbone: Backbone,
     else:
         raise InvalidPackage(f"{_CONFIG} is not valid: 'config' must be an object and 'name' the head's name.")
     tensors = take(weights, sources, head, backbone, _CONFIG, _FILE)
-    whose = shown(name) if name else "of the model class"
+    whose = shown(name) if isinstance(name, str) and name else "of the model class"
     remarks.report.append(f"head {whose}: {head.type}, {len(head.labels)} labels, {len(tensors)} tensors")
     return head, tensors
 

@@ -112,9 +112,7 @@ class Collected:
     def add(self, name: str, tensor: TensorData, source: str) -> None:
         """Raises InvalidPackage where the name is taken by another tensor."""
         if name in self.tensors and not equal(self.tensors[name], tensor):
-            raise InvalidPackage(
-                f"The weights hold {shown(source, 160)} and {shown(self.sources[name], 160)}, which contradict each other."
-            )
+            raise contradiction(self.sources[name], source)
         self.tensors.setdefault(name, tensor)
         self.sources.setdefault(name, source)
 
@@ -135,3 +133,8 @@ def collected(pairs: Iterable[tuple[str, TensorData, str]] = ()) -> Collected:
 def unexpected(entry: Entry) -> InvalidPackage:
     """The error for a tensor whose name is of the library's grammar, but not of this adapter's config."""
     return InvalidPackage(f"The weights hold the tensor {shown(entry.key, 160)}, which the adapter's config does not call for.")
+
+
+def contradiction(one: str, other: str) -> InvalidPackage:
+    """The error for two tensors that should be one."""
+    return InvalidPackage(f"The weights hold {shown(one, 160)} and {shown(other, 160)}, which contradict each other.")

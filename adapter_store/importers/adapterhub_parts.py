@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from adapter_store.errors import InvalidPackage, UnsupportedMethod
 from adapter_store.importers import blocks
 from adapter_store.importers.adapterhub_config import LinearsConfig, Part, PrefixConfig
-from adapter_store.importers.adapterhub_match import Collected, Entry, collected, unexpected
+from adapter_store.importers.adapterhub_match import Collected, Entry, collected, contradiction, unexpected
 from adapter_store.importers.places import Counts, Dimensions, Places, addresses
 from adapter_store.methods import IA3, Bottleneck, Invertible, LoRA, Method, Prefix, Prompt
 from adapter_store.package import sentence
@@ -104,6 +104,12 @@ def _prompt(method: Part, entries: Sequence[Entry], context: Context) -> Built:
 _SWAPPED = frozenset({"llama"})
 
 
+_SCALE_TENSORS = frozenset({"lora_B", "gate.weight", "gate.bias"})
+_LORA_TENSORS = _SCALE_TENSORS | {"lora_A"}
+# Our tensors of a linear, by the library's that each is made of.
+_MADE_OF = {"a": "lora_A", "b": "lora_B", "scale": "lora_B"}
+
+
 def _modules(config: LinearsConfig, context: Context) -> dict[int, set[str]]:
     """The linears of each layer that the config calls for."""
     family = context.places.family
@@ -131,14 +137,18 @@ def _linears(config: Part, entries: Sequence[Entry], context: Context) -> Built:
     matrices = [letter in config.attn_matrices for letter in "qkv"]
     by_address: dict[str, dict[str, Entry]] = {}
     for entry in entries:
-        by_address.setdefault(entry.address(context.counts), {})[entry.rest] = entry
+        if entry.rest not in (_SCALE_TENSORS if config.scales else _LORA_TENSORS):
+            raise unexpected(entry)
+        own = by_address.setdefault(entry.address(context.counts), {})
+        if not blocks.equal(own.setdefault(entry.rest, entry).tensor, entry.tensor):
+            raise contradiction(own[entry.rest].key, entry.key)
     whole = collected()
     ranks: dict[str, int] = {}
     for address, own in by_address.items():
         fused = address.endswith(".qkv")
         build = _scale if config.scales else _low_rank
         for name, tensor in build(own, matrices if fused else []).items():
-            whole.add(f"{address}.{name}", tensor, next(iter(own.values())).key)
+            whole.add(f"{address}.{name}", tensor, own[_MADE_OF.get(name, name)].key)
         if fused and sum(matrices) > 1:
             ranks[address] = config.r * sum(matrices)
         _see(address, whole, context.dimensions)
@@ -152,7 +162,7 @@ def _linears(config: Part, entries: Sequence[Entry], context: Context) -> Built:
 def _low_rank(own: dict[str, Entry], matrices: list[bool]) -> dict[str, TensorData]:
     """A and B of one linear, and its gate. Of a fused one block j of A's rows pairs with block j of B's, in the j-th adapted third."""
     tensors = {name: own[theirs].tensor for name, theirs in (("a", "lora_A"), ("b", "lora_B")) if theirs in own}
-    if matrices and "b" in tensors:
+    if matrices and "b" in tensors and len(tensors["b"].shape) == 2:
         tensors["b"] = blocks.diagonal_thirds(_adapted(own["lora_B"], matrices), tensors["b"].shape[-1])
     return tensors | _gates(own, matrices, fills=False)
 

@@ -113,7 +113,7 @@ def _read_lora(own: Tensors, context: Read) -> Result:
         address = _address(spot, name, counts)
         modules[address] = stripped(key).removesuffix(suffix)
         tensor = own[key]
-        if len(tensor.shape) != 2:
+        if len(tensor.shape) != 2 or not all(tensor.shape):
             raise InvalidPackage(f"The tensor {shown(key, 160)} has the shape {list(tensor.shape)}; a LoRA is made of matrices.")
         whole.add(f"lora.{address}.{'a' if suffix == _SUFFIXES[0] else 'b'}", tensor, key)
         context.dimensions.see(name, **({"inputs": tensor.shape[1]} if suffix == _SUFFIXES[0] else {"outputs": tensor.shape[0]}))

@@ -69,6 +69,8 @@ class Prefix(Frozen):
             if group != "self" and not backbone.decoder_layers:
                 raise ValueError(f"the backbone has no attention of the group '{group}'")
             layers = self.layers(group, backbone)
+            if not layers:
+                raise ValueError(f"leave_out leaves no layer with a prefix of the group '{group}'")
             width = 2 * len(layers) * backbone.key_width(group)
             if self.flat:
                 shapes[f"{group}.prefix"] = (self.prefix_length, 2 * len(layers), backbone.key_width(group))

@@ -98,6 +98,15 @@ def notes(scores: dict[str, Any]) -> str:
         for who, one in scores["compared"].items():
             oos, rest = (scores["score"][key] - one["score"][key] for key in ("oos_recall", "in_scope_accuracy"))
             said.append(f"Against {who}: {oos:+.4f} in the recall of `oos`, {rest:+.4f} on in-scope texts.")
+    if "stored" in scores:
+        stored = scores["stored"]
+        whole, changed = stored["float32"], stored["changed"]
+        trained = ", ".join(f"{NAMES[metric]} {value:.4f}" for metric, value in whole["score"].items())
+        said.append(
+            f"Query, key and value are stored in {stored['dtype']}: {stored['bytes'] / 1e6:.1f} MB instead of {whole['bytes'] / 1e6:.1f}.\n"
+            f"The scores of the fusion above are those of the rounded weights. As trained, in float32: {trained};\n"
+            f"{changed or 'none'} of the {scores['sizes']['test']:,} labels changed, scores by at most {stored['largest']:.1e}."
+        )
     if "by_seed" in scores:
         first, count = scores["recipe"]["seed"], scores["recipe"]["seeds"]
         said.append(
@@ -107,7 +116,7 @@ def notes(scores: dict[str, Any]) -> str:
         )
         fusion, single = scores["by_seed"].values()
         if max(min(fusion), min(single)) <= min(max(fusion), max(single)):
-            said.append("The ranges overlap: on this task neither is shown to be better, and the single adapter is far smaller.")
+            said.append("The ranges overlap: on this task a single adapter does as well, and it is far smaller.")
     return "\n".join(said) + "\n" if said else ""
 
 

@@ -2,17 +2,21 @@
 
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from server.api.predict import Input, as_text, is_batch
+from server.api.inputs import Input, as_source, is_batch
 from server.api.wire import count_rows, json_response, raise_first_error, services, timing_headers, while_connected
 from server.core import Route
 from server.errors import ApiError
-from server.inference import Ask, Parameters
+from server.inference import Answer, Ask, AskedOutput, Parameters, Source, Timing
 
 router = APIRouter(tags=["huggingface"])
+
+# Tasks whose answer to one input stands by itself; the others answer a list of one, as the client expects.
+ALONE = frozenset({"token-classification", "question-answering", "fill-mask", "multiple-choice", "dependency-parsing"})
 
 
 class HubParameters(Parameters):
@@ -21,12 +25,21 @@ class HubParameters(Parameters):
     adapter_id: str | None = None
 
 
+class SimilarityInput(BaseModel):
+    """A sentence and those that it is compared with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source_sentence: str
+    sentences: list[str] = Field(min_length=1)
+
+
 class HubRequest(BaseModel):
     """`inputs` and `parameters`; for embeddings `normalize` and `truncate` may stand at the root. Other root keys are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
-    inputs: Input | list[Input]
+    inputs: SimilarityInput | Input | list[Input]
     parameters: HubParameters = Field(default_factory=HubParameters)
     normalize: bool | None = None
     truncate: bool | None = None
@@ -34,27 +47,44 @@ class HubRequest(BaseModel):
 
 @router.post("/models/{model:path}", summary="Run a model, answering in the shape of its task")
 async def run_model(request: Request, model: str, body: HubRequest) -> Response:
-    """text-classification `[[{label, score}]]`, token-classification `[{entity_group, ...}]`, feature-extraction `[[float]]`."""
-    app = services(request)
+    """text-classification `[[{label, score}]]`, token-classification `[{entity_group, ...}]`, feature-extraction `[[float]]`,
+    question-answering `{score, start, end, answer}`, fill-mask `[{score, token, token_str, sequence}]`, similarity `[float]`."""
     parameters = body.parameters
     overrides = {key: value for key, value in (("normalize", body.normalize), ("truncate", body.truncate)) if value is not None}
     parameters = parameters.model_copy(update=overrides)
     model = parameters.adapter_id or model
-    route = app.router.route(model)
+    route = services(request).router.route(model)
+    if isinstance(body.inputs, SimilarityInput):
+        return await _similar(request, model, body.inputs, parameters)
     batch = is_batch(body.inputs)
     inputs: list[Any] = body.inputs if batch else [body.inputs]  # type: ignore[assignment]
     if not inputs:
         raise ApiError(422, "empty_input", "'inputs' is empty: send at least one text.", "inputs")
-    if len(inputs) > app.settings.max_rows:
-        raise ApiError(422, "too_many_rows", f"The request has {len(inputs)} inputs and the limit is {app.settings.max_rows}.")
-    output = "decoded" if route.head is not None else "embedding"
-    asks = [Ask(model, as_text(value, parameters), parameters, output) for value in inputs]  # type: ignore[arg-type]
+    output: AskedOutput = "decoded" if route.head is not None else "embedding"
+    answers, timing = await _answers(request, [Ask(model, as_source(value), parameters, output) for value in inputs])
+    values = [answer.value for answer in answers]
+    nested = batch or task_of(route) not in ALONE
+    return json_response(values if nested else values[0], headers=timing_headers(answers, timing))
+
+
+async def _similar(request: Request, model: str, inputs: SimilarityInput, parameters: Parameters) -> Response:
+    """The cosine of the source sentence's vector with each other's."""
+    sentences = [inputs.source_sentence, *inputs.sentences]
+    answers, timing = await _answers(request, [Ask(model, Source(sentence), parameters, "embedding") for sentence in sentences])
+    vectors = np.stack([answer.value for answer in answers])
+    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return json_response((vectors[1:] @ vectors[0]).astype(float).tolist(), headers=timing_headers(answers, timing))
+
+
+async def _answers(request: Request, asks: list[Ask]) -> tuple[list[Answer], Timing]:
+    """The answers of all asks, or the first one's error."""
+    app = services(request)
+    if len(asks) > app.settings.max_rows:
+        raise ApiError(422, "too_many_rows", f"The request has {len(asks)} inputs and the limit is {app.settings.max_rows}.")
     answers, timing = await while_connected(request, app.inference.answer(asks))
     count_rows(app, answers)
     raise_first_error(answers)
-    values = [answer.value for answer in answers]
-    nested = batch or task_of(route) != "token-classification"
-    return json_response(values if nested else values[0], headers=timing_headers(answers, timing))
+    return answers, timing
 
 
 @router.get("/models/{model:path}/health", summary="Whether a model can be called")

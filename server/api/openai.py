@@ -13,9 +13,8 @@ from adapter_store.names import Reference
 from server.api.wire import count_rows, json_response, raise_first_error, services, timing_headers, while_connected
 from server.core import Array, Pooling
 from server.errors import ApiError
-from server.inference import Ask, Parameters
+from server.inference import Ask, Parameters, Source
 from server.services import Services
-from server.tasks.encode import Text
 
 router = APIRouter(tags=["openai"])
 
@@ -44,15 +43,15 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
         raise ApiError(
             422, "too_many_dimensions", f"The vectors have {hidden_size} dimensions; {body.dimensions} were asked for.", "dimensions"
         )
-    texts = _texts(body)
-    if len(texts) > app.settings.max_rows:
+    sources = _sources(body)
+    if len(sources) > app.settings.max_rows:
         raise ApiError(
-            422, "too_many_rows", f"The request has {len(texts)} inputs and the limit is {app.settings.max_rows}: send fewer at a time."
+            422, "too_many_rows", f"The request has {len(sources)} inputs and the limit is {app.settings.max_rows}: send fewer at a time."
         )
     parameters = Parameters(pooling=body.pooling, normalize=body.normalize, truncate=body.truncate)
     route = app.router.route(body.model)
     answers, timing = await while_connected(
-        request, app.inference.answer([Ask(body.model, text, parameters, "embedding") for text in texts])
+        request, app.inference.answer([Ask(body.model, source, parameters, "embedding") for source in sources])
     )
     count_rows(app, answers)
     raise_first_error(answers)
@@ -65,15 +64,13 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
     return json_response(content, headers=timing_headers(answers, timing))
 
 
-def _texts(body: EmbeddingRequest) -> list[Text]:
+def _sources(body: EmbeddingRequest) -> list[Source]:
     inputs: list[Any] = body.input if isinstance(body.input, list) else [body.input]
     if not inputs:
         raise ApiError(422, "empty_input", "'input' is empty: send at least one text.", "input")
     if isinstance(inputs[0], int):
         inputs = [inputs]
-    return [
-        Text(one, truncate=body.truncate) if isinstance(one, str) else Text(token_ids=tuple(one), truncate=body.truncate) for one in inputs
-    ]
+    return [Source(one) if isinstance(one, str) else Source(token_ids=tuple(one)) for one in inputs]
 
 
 def _shortened(vector: Array, body: EmbeddingRequest) -> Array:

@@ -1,30 +1,20 @@
 """Turret's own convention: POST /v1/predict in its four forms (one, list, fan-out, mixed rows)."""
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
+from server.api.inputs import Input, as_source, is_batch
 from server.api.wire import count_rows, json_response, services, timing_headers, while_connected
 from server.errors import ApiError, detail
 from server.inference import Answer, Ask, AskedOutput, Parameters, Timing
 from server.tasks.decode import raw
-from server.tasks.encode import Text
 
 router = APIRouter(tags=["predict"])
-
-
-class TextPair(BaseModel):
-    """A text with a second one, as for inference or similarity tasks."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    text: str
-    text_pair: str | None = None
-
-
-Input = str | TextPair | list[int]
 
 
 class Row(BaseModel):
@@ -68,35 +58,36 @@ class PredictRequest(BaseModel):
         """One model on one input, so that its error is the request's."""
         return self.requests is None and isinstance(self.model, str) and not is_batch(self.inputs)
 
-    def asks(self) -> list[Ask]:
-        """The rows of the request: for a fan-out over a list, all models of the first input, then of the second ..."""
+    def asks(self, channels: Callable[[str], tuple[str, ...]]) -> list[Ask]:
+        """The asks of the request: for a fan-out over a list, all models of the first input, then of the second ...
+
+        `channels` says which models a model string stands for, more than one for a parallel.
+        """
         if self.requests is not None:
-            return [Ask(row.model, as_text(row.inputs, row.parameters), row.parameters, row.output) for row in self.requests]
+            return [
+                Ask(model, as_source(row.inputs), row.parameters, row.output)
+                for row in self.requests
+                for model in _channels(channels, row.model)
+            ]
         models = [self.model] if isinstance(self.model, str) else self.model or []
+        spread = [channel for model in models for channel in _channels(channels, model)]
         inputs: list[Any] = self.inputs if is_batch(self.inputs) else [self.inputs]  # type: ignore[assignment]
-        return [Ask(model, as_text(one, self.parameters), self.parameters, self.output) for one in inputs for model in models]
+        return [Ask(model, as_source(one), self.parameters, self.output) for one in inputs for model in spread]
 
 
-def is_batch(inputs: Any) -> bool:
-    return isinstance(inputs, list) and not (inputs and isinstance(inputs[0], int))
-
-
-def as_text(value: Input, parameters: Parameters) -> Text:
-    """An input of the wire as the encoder takes it."""
-    match value:
-        case str():
-            return Text(value, truncate=parameters.truncate)
-        case TextPair():
-            return Text(value.text, value.text_pair, truncate=parameters.truncate)
-        case _:
-            return Text(token_ids=tuple(value), truncate=parameters.truncate)
+def _channels(channels: Callable[[str], tuple[str, ...]], model: str) -> tuple[str, ...]:
+    """A model string that cannot be resolved stands for itself: its row tells what is wrong."""
+    try:
+        return channels(model)
+    except Exception:
+        return (model,)
 
 
 @router.post("/v1/predict", summary="Predict with one model, many models, or mixed rows")
 async def predict(request: Request, body: PredictRequest) -> Response:
     """Answers `{"results": [...], "timing": {...}}`, one result per row in order. The error of one row is in its result."""
     app = services(request)
-    asks = body.asks()
+    asks = body.asks(app.router.channels)
     if len(asks) > app.settings.max_rows:
         raise ApiError(
             422, "too_many_rows", f"The request has {len(asks)} rows and the limit is {app.settings.max_rows}: send fewer at a time."
@@ -113,14 +104,21 @@ def _result(ask: Ask, answer: Answer) -> dict[str, Any]:
     if answer.error is not None or answer.route is None:
         return {"model": ask.model, "error": detail(answer.error or ApiError(500, "internal_error", "The row has no answer."))}
     route = answer.route
-    value = raw(answer.value) if ask.output in ("logits", "hidden") else answer.value
-    return {
+    result = {
         "model": route.model,
         "digest": route.digest,
         "task": route.task if ask.output in ("decoded", "logits") else "feature-extraction",
-        "output": value,
+        "output": _shown(answer.value) if ask.output in ("logits", "hidden", "encoder_hidden") else answer.value,
         "usage": {"input_tokens": answer.tokens, "truncated": answer.truncated},
     }
+    return result if answer.attention is None else result | {"attention": answer.attention}
+
+
+def _shown(value: Any) -> Any:
+    """Raw numbers as {"shape", "data"}, by their names where there are several, a list of them for several windows."""
+    if isinstance(value, dict):
+        return {name: raw(array) if isinstance(array, np.ndarray) else array for name, array in value.items()}
+    return [_shown(one) for one in value] if isinstance(value, list) else raw(value)
 
 
 def _timing(timing: Timing) -> dict[str, float]:

@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from folders import backbone_from, load_folder, refused, rename_tensors
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from samples import check_sentence, copy_folder, edit_json, tensor, write_safetensors
 
-from adapter_store.errors import InvalidPackage, StoreError, UnsupportedMethod, WrongBackbone
+from adapter_store.errors import InvalidPackage, UnsupportedMethod, WrongBackbone
 from adapter_store.families import FAMILIES
 from adapter_store.importers import folder_files, import_folder, import_to_file
 from adapter_store.importers.adapterhub_config import LinearsConfig, Part, PrefixConfig, read_parts
@@ -458,30 +456,3 @@ def test_pickles_that_are_more_than_tensors(tmp_path: Path) -> None:
     (tmp_path / "pytorch_adapter.bin").unlink()
     with pytest.raises(InvalidPackage, match="no weights"):
         bin_to_safetensors(tmp_path, tmp_path / "out")
-
-
-# Fuzz
-
-values = st.one_of(
-    st.none(), st.booleans(), st.integers(-2, 2**40), st.floats(), st.text(max_size=3), st.lists(st.integers(0, 3), max_size=2), st.just({})
-)
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_any_config_is_read_or_refused(pfeiffer: Path, data: st.DataObject) -> None:
-    for name in ("adapter_config.json", "head_config.json"):
-        path = pfeiffer / name
-        original = path.read_text()
-        config = json.loads(original)
-        for target in (config, config["config"]):
-            for key in data.draw(st.lists(st.sampled_from(sorted(target)), max_size=1)):
-                target[key] = data.draw(values)
-        path.write_text(json.dumps(config))
-        try:
-            imported = load_folder(pfeiffer)
-            write_package(imported.manifest, imported.tensors)
-        except StoreError as error:
-            check_sentence(error)
-        finally:
-            path.write_text(original)

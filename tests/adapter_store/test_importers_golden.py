@@ -9,7 +9,6 @@ import pytest
 from folders import PIN, backbone_from
 from safetensors.numpy import load, load_file
 
-from adapter_store.errors import InvalidPackage
 from adapter_store.importers import folder_files, import_folder, needed_members, setup_steps
 from adapter_store.importers.pickles import bin_to_safetensors, pickles_of
 from adapter_store.manifest import Manifest
@@ -24,10 +23,6 @@ CASES = (
     "gpt2_pfeiffer_static", "llama_lora_all_static", "llama_pfeiffer_static", "orig_compacter_t5", "peft_bert_lora_seqcls",
     "peft_gpt2_lora_clm", "roberta_pfeiffer_cls", "t5_compacter", "t5_lora_ia3", "t5_pfeiffer_static", "xlmr_stack_tag",
 )  # fmt: skip
-
-
-# Folders that do not tell enough of their model: a head alone.
-NOT_TOLD: set[tuple[str, str]] = set()
 
 
 def folders_of(case: Path) -> Iterator[Path]:
@@ -65,13 +60,9 @@ def test_golden_folders(golden: Path, tmp_path: Path, name: str) -> None:
     for folder in folders_of(case):
         manifest = import_anyhow(folder, backbone, tmp_path)
         assert manifest.backbone.linears.items() <= backbone.linears.items()
-        if (name, folder.name) in NOT_TOLD:
-            with pytest.raises(InvalidPackage, match="name the backbone"):
-                import_anyhow(folder, None, tmp_path)
-        else:
-            alone = import_anyhow(folder, None, tmp_path)
-            assert alone.tensors() == manifest.tensors()
-            assert alone.backbone == manifest.backbone
+        alone = import_anyhow(folder, None, tmp_path)
+        assert alone.tensors() == manifest.tensors()
+        assert alone.backbone == manifest.backbone
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])

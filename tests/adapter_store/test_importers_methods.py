@@ -61,7 +61,7 @@ def test_lora_only_where_the_config_calls_for_it(tmp_path: Path) -> None:
     write_adapter(tmp_path, "bert", LORA, low_rank(f"{BERT}.attention.self.query"))
     refused(tmp_path, InvalidPackage, "lora.layers.0.v")
     write_adapter(tmp_path, "bert", LORA | {"selfattn_lora": False}, shapes)
-    refused(tmp_path, InvalidPackage, "adapts no linear")
+    refused(tmp_path, InvalidPackage, "attention.self.query", "does not call for")
     write_adapter(tmp_path, "bert", LORA | {"leave_out": [1]}, shapes)
     assert load_folder(tmp_path, backbone("bert", 2)).manifest.backbone.num_layers == 2
     refused(tmp_path, WrongBackbone, "3 layers", backbone=backbone("bert", 3))

@@ -21,11 +21,12 @@ def serving(backbone: Path | str, store: Path, **settings: Any) -> Iterator[Test
 
 
 def folder_form(folder: Path) -> list[tuple[str, tuple[str, bytes]]]:
-    """The files of a folder as multipart/form-data."""
-    return [("files", (path.name, path.read_bytes())) for path in sorted(folder.iterdir())]
+    """The files of a folder as multipart/form-data, those of a setup's folders as `folder/file`."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [("files", (path.relative_to(folder).as_posix(), path.read_bytes())) for path in paths]
 
 
-def push(client: TestClient, name: str, folder: Path, **params: str) -> dict[str, Any]:
+def push(client: TestClient, name: str, folder: Path, **params: Any) -> dict[str, Any]:
     """Publishes a folder that must be taken."""
     answer = client.put(f"/v1/adapters/{name}", files=folder_form(folder), params=params)
     assert answer.status_code in (200, 201), answer.text
