@@ -32,7 +32,7 @@ from adapter_store.names import DIGEST, Reference, check_alias, check_name, show
 from adapter_store.package import MAX_SIZE, Package, check_backbone, open_package, read_manifest
 
 _ATTEMPTS = 1000
-_LOOKS = 10
+_LOOKS = 100
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,6 @@ def explained(url: str, model: str, texts: list[str]) -> Iterator[dict[str, Any]
         for result in response.json()["results"]:
             if "error" in result:
                 raise SystemExit(result["error"]["message"])
-            if not result.get("attention"):
-                raise SystemExit(f"'{model}' has no fusion, and so there is nothing to explain.")
             yield result
 
 

@@ -15,7 +15,7 @@ from adapter_store.manifest import LM_HEADS, SENTENCE_HEADS, Head, Manifest
 from adapter_store.methods import Backbone, Norms, Prefix, Prompt
 from adapter_store.names import parse_reference, shown
 from adapter_store.package import Package
-from adapter_store.store import Published, Store
+from adapter_store.store import Published, Store, summarise
 from server.router import Router
 from server.setups import check_places
 
@@ -66,9 +66,16 @@ class Publisher:
         """
         if not folder.is_dir():
             raise StoreError(f"There is no folder '{folder}' to publish packages from.")
-        paths = sorted(folder.glob("*.safetensors"))
-        composed = {path: self.store.examine(path, path.stem).manifest.composition is not None for path in paths}
-        return [self.package(path, path.stem, None, False) for path in sorted(paths, key=lambda path: (composed[path], path))]
+        packages = {path: self.store.examine(path, path.stem) for path in sorted(folder.glob("*.safetensors"))}
+        waiting = {path: set(summarise(package).members) for path, package in packages.items()}
+        uploaded: list[Uploaded] = []
+        while waiting:
+            unpublished = {f"{path.stem}@{packages[path].digest}" for path in waiting}
+            ready = [path for path, members in waiting.items() if not members & unpublished]
+            for path in ready or list(waiting)[:1]:  # packages that wait for each other cannot be, and are refused
+                uploaded.append(self.package(path, path.stem, None, False))
+                del waiting[path]
+        return uploaded
 
     def _pins(self, files: Mapping[str, Path], members: Mapping[str, str]) -> dict[str, str]:
         """What the members of a fusion folder are: pinned references by the names of its config."""

@@ -127,7 +127,8 @@ class Router:
                 record = self._record(reference)
                 return Resolved(self._package(record), record.reference)
             case blocks.Stack(children):
-                parts = [self._block(child, self_digest) for child in children]
+                flat = [inner for child in children for inner in (child.children if isinstance(child, blocks.Stack) else (child,))]
+                parts = [self._block(child, self_digest) for child in flat]
                 return Resolved(_stacked([part.setup for part in parts]), f"stack({', '.join(part.text for part in parts)})")
             case blocks.Average(children, weights):
                 parts = [self._block(child, self_digest) for child in children]

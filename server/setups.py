@@ -63,6 +63,13 @@ def _check_fuse(fusion: str, children: tuple[Setup, ...], manifest_of: ManifestO
             raise UnsupportedMethod(f"fuse[...] fuses bottleneck adapters only, and '{shown(digest)}' has {' and '.join(others)}.")
         if not any(isinstance(method, Bottleneck) for method in methods):
             raise UnsupportedMethod(f"fuse[...] fuses bottleneck adapters, and '{shown(digest)}' has none.")
+    switches = {digest: _switches(manifest_of(digest)) for digest in members}
+    odd = next((digest for digest in members if switches[digest] != switches[members[-1]]), None)
+    if odd is not None:
+        raise UnsupportedMethod(
+            f"The members of a fusion must act at the same sites, and '{shown(odd)}' acts at {switches[odd]}, "
+            f"'{shown(members[-1])}' at {switches[members[-1]]}."
+        )
     for layer in range(backbone.num_layers):
         fused = set(config.sites_of(layer, backbone))
         for digest in members:
@@ -73,6 +80,13 @@ def _check_fuse(fusion: str, children: tuple[Setup, ...], manifest_of: ManifestO
                     f"'{shown(digest)}' acts at the site {sorted(alone)[0]} of layer {layer}, where the fusion has no weights: "
                     "all members of a fusion must act where it does."
                 )
+
+
+def _switches(manifest: Manifest) -> str:
+    """The sites of a package's bottleneck, for a sentence."""
+    own = next(method for method in manifest.methods.values() if isinstance(method, Bottleneck))
+    sites = {"mh": own.mh_adapter, "cross": own.cross_adapter, "output": own.output_adapter}
+    return " and ".join(site for site, acts in sites.items() if acts)
 
 
 def reserved_tokens(setup: Setup | None, manifest_of: ManifestOf) -> int:

@@ -24,7 +24,8 @@ from server.services import Services
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
 MAX_FILES = 256
-FILE_NAME = re.compile(r"(?:[^/\\\x00-\x1f]{1,128}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+SETUP = "adapter_setup.json"
+FILE_NAME = re.compile(r"(?:[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,127}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class AliasRequest(BaseModel):
@@ -217,6 +218,9 @@ async def _form_files(request: Request) -> AsyncIterator[dict[str, Path]]:
                     name = _file_name(part.filename, files)
                     files[name] = Path(folder) / f"{len(files)}-{name.rpartition('/')[2]}"
                     await run_in_threadpool(_copy, part, files[name])
+        stray = next((name for name in files if "/" in name), None)
+        if stray is not None and SETUP not in files:
+            raise _bad_name(stray)
         if not files:
             raise ApiError(400, "empty_form", "The form holds no files: send the files of an adapter's folder under their own names.")
         yield files
@@ -232,11 +236,7 @@ async def _closing(form: Any) -> AsyncIterator[None]:
 
 def _file_name(name: str | None, taken: dict[str, Path]) -> str:
     if name is None or not FILE_NAME.fullmatch(name):
-        raise ApiError(
-            422,
-            "invalid_file_name",
-            f"{(name or '')[:80]!r} is not a plain file name: send each file under its own name, with one folder at most.",
-        )
+        raise _bad_name(name or "")
     if name in taken:
         raise ApiError(422, "duplicate_file", f"The form holds two files called '{name}'.")
     return name
@@ -246,3 +246,11 @@ def _copy(part: UploadFile, target: Path) -> None:
     with target.open("wb") as file:
         while chunk := part.file.read(1 << 20):
             file.write(chunk)
+
+
+def _bad_name(name: str) -> ApiError:
+    return ApiError(
+        422,
+        "invalid_file_name",
+        f"{name[:80]!r} is not a plain file name: send each file under its own name, those of a setup's folders as folder/file.",
+    )

@@ -1,6 +1,10 @@
-"""Texts to token ids. One tokenizer pass for all texts of a request, off the event loop (`encode_batch` releases the GIL)."""
+"""Texts to token ids. One tokenizer pass for all texts of a request, off the event loop (`encode_batch` releases the GIL).
 
-import threading
+A tokenizer's own truncation is a state that threads would share, so texts are cut here: `_bare` tokenizes without special tokens,
+the pieces are cut, and the tokenizer's post-processor puts them together.
+"""
+
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,8 +54,18 @@ class Encoded:
         return cls(np.array(encoding.ids, dtype=np.int64), np.array(encoding.type_ids, dtype=np.int64), encoding, truncated)
 
 
+@dataclass(frozen=True, slots=True)
+class WindowRules:
+    """How a context that is too long is cut: tokens of a window, of the question, and shared by neighbours (None: what fits well)."""
+
+    max_tokens: int = 384
+    stride: int | None = None
+    max_question_tokens: int = 64
+    max_windows: int = 1024
+
+
 class Encoder:
-    """A tokenizer with a limit on the tokens of one input, special tokens included."""
+    """A tokenizer with a limit on the tokens of one input, special tokens included. Safe to use from several threads."""
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int, ids: ModelIds | None = None) -> None:
         self.max_tokens = max_tokens
@@ -59,8 +73,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.vocabulary = tokenizer.get_vocab_size()
         self.mask_token, self.mask_token_id = _mask(tokenizer)
-        self._cutting: dict[tuple[int, int], Tokenizer] = {}
-        self._lock = threading.Lock()
+        self._bare = Tokenizer.from_str(json.dumps(json.loads(tokenizer.to_str()) | {"post_processor": None}))
 
     def encode(self, texts: Sequence[Text]) -> list[Encoded | ApiError]:
         """Every text as an Encoded, or as the ApiError that says why it cannot be one."""
@@ -71,30 +84,53 @@ class Encoder:
             answers[place] = self._checked(texts[place], encoding)
         return [answers[i] if i in answers else self._from_ids(text) for i, text in enumerate(texts)]
 
-    def windows(self, question: str, context: str, max_tokens: int, stride: int, max_question_tokens: int) -> list[Encoded] | ApiError:
-        """A question with each piece of its context that fits, neighbours overlapping by `stride` tokens."""
-        asked = self.tokenizer.encode(question, add_special_tokens=False)
-        if len(asked.ids) > max_question_tokens:
-            question = question[: asked.offsets[max_question_tokens - 1][1]]
-        taken = len(self.tokenizer.encode(question, "").ids)
-        if max_tokens - taken <= stride:
+    def windows(self, question: str, context: str, rules: WindowRules) -> list[Encoded] | ApiError:
+        """A question with each piece of its context that fits; the tokenizer's own `only_second` truncation with a stride."""
+        asked, read = self._bare.encode(question), self._bare.encode(context)
+        truncated = len(asked.ids) > rules.max_question_tokens
+        if truncated:
+            asked.truncate(rules.max_question_tokens)
+        if not read.ids:
+            return ApiError(422, "empty_context", "The context has no tokens an answer could be taken from: send some text.", "inputs")
+        room = rules.max_tokens - len(asked.ids) - self.tokenizer.num_special_tokens_to_add(True)
+        if len(read.ids) > room:
+            stride = rules.stride
+            if stride is None:
+                stride = min(rules.max_tokens // 2, 128)
+                stride = stride if stride < room else max(0, room // 2)
+            fault = self._unfit(len(read.ids), room, stride, rules)
+            if fault is not None:
+                return fault
+            read.truncate(room, stride=stride)
+        whole = self.tokenizer.post_process(asked, read)
+        return [Encoded.of(encoding, truncated) for encoding in (whole, *whole.overflowing)]
+
+    @staticmethod
+    def _unfit(tokens: int, room: int, stride: int, rules: WindowRules) -> ApiError | None:
+        """What is wrong with cutting a context into windows of `room` tokens, said before any is made."""
+        if room <= stride:
             return ApiError(
                 422,
                 "window_too_small",
-                f"A window of {max_tokens} tokens leaves {max(0, max_tokens - taken)} for the context, which must be more than "
-                f"the doc_stride {stride}: raise max_seq_len, or lower doc_stride.",
+                f"A window of {rules.max_tokens} tokens leaves {max(0, room)} for the context, which must be more than the doc_stride "
+                f"{stride}: raise max_seq_len, shorten the question, or lower doc_stride.",
                 "parameters",
             )
-        with self._lock:  # a tokenizer's truncation is a state of its own
-            cutting = self._cutter(max_tokens, stride)
-            first = cutting.encode(question, context)
-        return [Encoded.of(encoding) for encoding in (first, *first.overflowing)]
+        windows = -(-(tokens - room) // (room - stride)) + 1
+        if windows > rules.max_windows:
+            return ApiError(
+                422,
+                "too_many_rows",
+                f"The context makes {windows} windows and the limit is {rules.max_windows} rows: shorten it, or lower doc_stride.",
+                "inputs",
+            )
+        return None
 
     def decoder_ids(self, text: str | None, ids: tuple[int, ...] | None) -> Ints | ApiError:
         """A decoder's input: ids as they are, or a text without special tokens behind the backbone's start token."""
         start = self.ids.decoder_start_token_id
         if ids is None:
-            ids = tuple(self.tokenizer.encode(text or "", add_special_tokens=False).ids)
+            ids = tuple(self._bare.encode(text or "").ids)
             if start is not None and ids[:1] != (start,):
                 ids = (start, *ids)
         if len(ids) > self.max_tokens:
@@ -102,21 +138,39 @@ class Encoder:
         return self._unsound(ids) or np.array(ids, dtype=np.int64)
 
     def shifted(self, input_ids: Ints) -> Ints:
-        """The decoder's input of a sentence head: the input's own tokens, shifted right behind the start token."""
+        """The decoder's input of a head that reads the input itself: the input's tokens, shifted right behind the start token."""
         start = self.ids.decoder_start_token_id or 0
         return np.concatenate([np.array([start], dtype=np.int64), input_ids[:-1]])
+
+    def first_token(self, word: str) -> int | None:
+        """The vocabulary's number of a word, or of the first piece of one that is not in it whole; None for nothing."""
+        number = self.tokenizer.token_to_id(word)
+        return number if number is not None else next(iter(self._bare.encode(word).ids), None)
 
     def _checked(self, text: Text, encoding: Encoding) -> Encoded | ApiError:
         limit = self.max_tokens - text.reserved
         truncated = len(encoding.ids) > limit
         if truncated:
-            if not text.truncate:
+            cut = self._cut(text, limit) if text.truncate else None
+            if cut is None:
                 return self._too_long(len(encoding.ids), limit)
-            with self._lock:
-                encoding = self._cutter(limit, 0).encode(text.text, text.pair)
+            encoding = cut
         if not encoding.ids:
             return ApiError(422, "empty_input", "The input has no tokens: send some text.", "inputs")
         return Encoded.of(encoding, truncated)
+
+    def _cut(self, text: Text, limit: int) -> Encoding | None:
+        """The text in `limit` tokens, of a pair the longer one cut first; None where special tokens leave no room."""
+        first = self._bare.encode(text.text)
+        second = None if text.pair is None else self._bare.encode(text.pair)
+        room = limit - self.tokenizer.num_special_tokens_to_add(second is not None)
+        if room < 1:
+            return None
+        sizes = _longest_first(len(first.ids), 0 if second is None else len(second.ids), room)
+        for encoding, size in zip((first, second), sizes, strict=True):
+            if encoding is not None:
+                encoding.truncate(size)
+        return self.tokenizer.post_process(first, second)
 
     def _from_ids(self, text: Text) -> Encoded | ApiError:
         ids = text.token_ids or ()
@@ -125,7 +179,7 @@ class Encoder:
             return fault
         limit = self.max_tokens - text.reserved
         truncated = len(ids) > limit
-        if truncated and not text.truncate:
+        if truncated and not (text.truncate and limit > 0):
             return self._too_long(len(ids), limit)
         array = np.array(ids[:limit], dtype=np.int64)
         return Encoded(array, np.zeros_like(array), None, truncated)
@@ -137,15 +191,6 @@ class Encoder:
             return ApiError(422, "invalid_token", f"Token ids must lie between 0 and {self.vocabulary - 1}.", "inputs")
         return None
 
-    def _cutter(self, limit: int, stride: int) -> Tokenizer:
-        cutter = self._cutting.get((limit, stride))
-        if cutter is None:
-            if len(self._cutting) >= 16:
-                self._cutting.clear()
-            cutter = self._cutting[limit, stride] = Tokenizer.from_str(self.tokenizer.to_str())
-            cutter.enable_truncation(limit, stride=stride, strategy="only_second" if stride else "longest_first")
-        return cutter
-
     def _too_long(self, tokens: int, limit: int) -> ApiError:
         return ApiError(
             422,
@@ -153,6 +198,18 @@ class Encoder:
             f"The input has {tokens} tokens and the limit is {limit}: shorten it, or send parameters.truncate = true.",
             "inputs",
         )
+
+
+def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """Sizes of two texts that together fit `room`: the longer is cut to the shorter's size, then both alike."""
+    if first + second <= room:
+        return first, second
+    short, long = min(first, second), max(first, second)
+    long = short if short > room else max(short, room - short)
+    if short + long > room:
+        short = room // 2
+        long = short + room % 2
+    return (long, short) if first > second else (short, long)
 
 
 def _mask(tokenizer: Tokenizer) -> tuple[str | None, int | None]:

@@ -88,7 +88,7 @@ def changed_tensors(tensors: dict[str, Any], data: st.DataObject) -> dict[str, A
             return rest
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_folder_is_read_or_refused(case: tuple[Path, Path], data: st.DataObject) -> None:
     folder, origin = case
@@ -111,7 +111,7 @@ def test_any_folder_is_read_or_refused(case: tuple[Path, Path], data: st.DataObj
             path.write_bytes(content)
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_setup_is_read_or_refused(golden: Path, tmp_path: Path, data: st.DataObject) -> None:
     source = golden / "bert_stack_lang_task_tag" / "safetensors" / "setup"

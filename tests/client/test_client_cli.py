@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 from client_stub import DIGEST, PACKAGE, Stub
@@ -121,6 +122,14 @@ def test_push_a_folder(turret: Any, stub: Stub, adapter: Path) -> None:
     assert result.stderr == "Warning: no license\\x1b[31m\n"
     assert set(stub.uploads[0]) == {"adapter_config.json", "adapter.safetensors"}
     assert (stub.asked[0].query, stub.asked[0].headers["if-none-match"]) == ("alias=prod", "*")
+
+
+def test_push_names_members(turret: Any, stub: Stub, adapter: Path) -> None:
+    assert turret("push", "acme/mix", adapter, "--member", "mnli=acme/mnli", "--member", "qqp=q@prod", "--alias", "a").exit_code == 0
+    assert parse_qsl(stub.asked[0].query) == [("alias", "a"), ("member", "mnli=acme/mnli"), ("member", "qqp=q@prod")]
+    for wrong in ("mnli", "=x", "mnli="):
+        result = turret("push", "acme/mix", adapter, "--member", wrong)
+        assert (result.exit_code, "MEMBER=REFERENCE" in result.stderr) == (2, True)
 
 
 def test_push_a_file_and_json(turret: Any, tmp_path: Path) -> None:

@@ -31,6 +31,32 @@ def test_of_a_folder_only_the_known_files_of_its_top_level_are_sent(tmp_path: Pa
     assert [file.name for file in folder_files(path)] == ["README.md", "adapter.safetensors", "adapter_config.json"]
 
 
+def setup_folder(tmp_path: Path, weights: str) -> Path:
+    path = folder(tmp_path, "adapter_setup.json")
+    for name in ("de", "a,b"):
+        (path / name).mkdir()
+        for file in ("adapter_config.json", weights, "notes.txt"):
+            (path / name / file).write_bytes(b"x")
+    (path / ".cache").mkdir()
+    (path / ".cache" / "x.json").touch()
+    return path
+
+
+def test_of_a_setup_the_files_of_its_folders_are_sent_too(tmp_path: Path) -> None:
+    path = setup_folder(tmp_path, "adapter.safetensors")
+    body = package_body(path)
+    data = b"".join(body.chunks())
+    message = BytesParser().parsebytes(b"Content-Type: " + body.content_type.encode() + b"\r\n\r\n" + data)
+    names = [part.get_filename() for part in message.get_payload()]  # type: ignore[union-attr]
+    inner = ["a,b/adapter.safetensors", "a,b/adapter_config.json", "de/adapter.safetensors", "de/adapter_config.json"]
+    assert names == ["adapter_setup.json", *inner]
+
+
+def test_a_setup_with_pickles_is_not_sent(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="turret convert"):
+        package_body(setup_folder(tmp_path, "pytorch_adapter.bin"))
+
+
 @pytest.mark.parametrize("weights", ["pytorch_adapter.bin", "adapter.pt", "model.pth"])
 def test_pickles_are_never_sent(tmp_path: Path, weights: str) -> None:
     path = folder(tmp_path, "adapter_config.json", weights)

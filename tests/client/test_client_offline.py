@@ -82,10 +82,77 @@ def test_convert_for_a_named_backbone(pickled: Path, tmp_path: Path) -> None:
     config.write_text(json.dumps({"model_type": "distilbert", "dim": 16, "n_layers": LAYERS}))
     result = run("convert", pickled, tmp_path / "u.safetensors", "--backbone", config)
     assert (result.exit_code, result.stderr.count("\n"), (tmp_path / "u.safetensors").exists()) == (1, 1, False)
+    linears = {"model_type": "bert", "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "intermediate_size": 20}
+    config.write_text(json.dumps(linears))
+    assert run("convert", pickled, tmp_path / "v.safetensors", "--backbone", config).exit_code == 0
     for text in ("{}", "[]", "no json", '{"model_type": "bert", "hidden_size": "x", "n_layer": 1}'):
         config.write_text(text)
         assert "does not tell a model's type" in run("convert", pickled, tmp_path / "u.safetensors", "--backbone", config).stderr
     assert "no config.json" in run("convert", pickled, tmp_path / "u.safetensors", "--backbone", tmp_path).stderr
+
+
+@pytest.fixture
+def setup(pickled: Path, tmp_path: Path) -> Path:
+    """A setup of one adapter, with pickled weights."""
+    folder = tmp_path / "setup"
+    folder.mkdir()
+    pickled.rename(folder / "sst")
+    root = {"type": "Stack", "children": [{"type": "single", "children": ["sst"]}]}
+    (folder / "adapter_setup.json").write_text(json.dumps({"adapter_setup": root, "head_setup": None}))
+    return folder
+
+
+def test_a_setup_becomes_a_folder_without_pickles(setup: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    assert run("convert", setup, target).stdout == f"{target}\t3 files\n"
+    assert sorted(path.relative_to(target).as_posix() for path in target.rglob("*.*")) == [
+        "adapter_setup.json",
+        "sst/adapter.safetensors",
+        "sst/adapter_config.json",
+    ]
+    assert [path.name for path in tmp_path.glob(".turret*")] == []
+    again = run("convert", setup, target)
+    assert (again.exit_code, "is there already" in again.stderr) == (1, True)
+    plain = run("convert", target, tmp_path / "two")
+    assert (plain.exit_code, "push it to a server" in plain.stderr) == (1, True)
+    document = json.loads(run("convert", setup, tmp_path / "three", "--json").stdout)
+    assert document["files"] == ["adapter_setup.json", "sst/adapter.safetensors", "sst/adapter_config.json"]
+
+
+@pytest.fixture
+def fusion(tmp_path: Path) -> Path:
+    """A fusion of two adapters, with pickled weights."""
+    torch = pytest.importorskip("torch")
+    folder = tmp_path / "fusion"
+    folder.mkdir()
+    config = {"model_type": "bert", "hidden_size": HIDDEN, "name": "a,b", "adapter_names": ["a", "b"], "config": "static"}
+    (folder / "adapter_fusion_config.json").write_text(json.dumps(config))
+    weights = {
+        f"bert.encoder.layer.0.output.adapter_fusion_layer.a,b.{part}.{kind}": torch.ones(shape)
+        for part in ("query", "key")
+        for kind, shape in (("weight", (HIDDEN, HIDDEN)), ("bias", (HIDDEN,)))
+    }
+    torch.save(weights, folder / "pytorch_model_adapter_fusion.bin")
+    return folder
+
+
+def test_a_fusion_is_one_package_where_its_members_are_pinned(fusion: Path, tmp_path: Path) -> None:
+    pin = "sha256:" + "0" * 64
+    result = run("convert", fusion, tmp_path / "f.safetensors", "--member", f"a=acme/a@{pin}", "--member", f"b=b@{pin}")
+    assert result.exit_code == 0, result.output
+    assert f"composition\tfuse[self](acme/a@{pin}, b@{pin})\n" in result.stdout
+    unpinned = run("convert", fusion, tmp_path / "g.safetensors", "--member", "a=acme/a", "--member", "b=b@2")
+    assert (unpinned.exit_code, "pinned by digest" in unpinned.stderr) == (1, True)
+    assert run("convert", fusion, tmp_path / "folder").stdout == f"{tmp_path / 'folder'}\t2 files\n"
+
+
+def test_a_checkpoint_is_compared_with_the_backbones_weights(tmp_path: Path, shared: Path) -> None:
+    case = shared / "golden" / "orig_compacter_t5"
+    result = run("convert", case / "compacter_checkpoint", tmp_path / "t.safetensors", "--backbone", case / "backbone")
+    assert (result.exit_code, "Warning" in result.stderr) == (0, False)
+    assert "compared 50 tensors" in result.stdout
+    alone = run("convert", case / "compacter_checkpoint", tmp_path / "u.safetensors", "--backbone", case / "backbone" / "config.json")
+    assert "could not be compared" in alone.stderr
 
 
 def corrupt(folder: Path) -> None:

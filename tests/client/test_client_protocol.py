@@ -74,6 +74,13 @@ def test_push() -> None:
     assert request.idempotent
 
 
+def test_push_names_the_members_of_a_fusion() -> None:
+    request = protocol.push("mix", BODY, members={"mnli": "acme/mnli@3", "a=b": "ab"}).request
+    assert request.params == {"member": ["mnli=acme/mnli@3", "a=b=ab"]}
+    with pytest.raises(errors.InvalidArgument, match="No Name"):
+        protocol.push("mix", BODY, members={"mnli": "No Name"})
+
+
 def test_push_of_a_new_name_is_not_repeated() -> None:
     request = protocol.push("spam", BODY, if_none_match=True).request
     assert request.headers["if-none-match"] == "*"

@@ -64,6 +64,11 @@ class Case:
         self.headed: set[str] = set()
 
     @property
+    def texts(self) -> list[str]:
+        """The rows as words: the tokenizer of the cases maps t17 to 17."""
+        return [" ".join(f"t{token}" for token in row) for row in self.rows]
+
+    @property
     def backbone(self) -> Path:
         return self.folder / "backbone"
 

@@ -202,7 +202,10 @@ def made_for(**change: Any) -> bytes:
 
 
 UNSERVED = Manifest(
-    methods={"own": PFEIFFER}, composition="average(self:0.5, self:0.5)", head=Head(type="regression", labels=("x",)), backbone=tiny.SPEC
+    methods={"own": PFEIFFER},
+    composition="average(self:0.5, average(self:1.0):0.5)",
+    head=Head(type="regression", labels=("x",)),
+    backbone=tiny.SPEC,
 )
 
 

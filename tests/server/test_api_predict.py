@@ -184,7 +184,7 @@ def test_a_stack_is_neither_of_its_members(client: TestClient) -> None:
         ({"model": "Spam!", "inputs": TEXT}, 400, "invalid_model"),
         ({"model": "stack(spam", "inputs": TEXT}, 400, "invalid_model"),
         ({"model": "", "inputs": TEXT}, 400, "invalid_model"),
-        ({"model": "average(spam:0.5, topic:0.5)", "inputs": TEXT}, 422, "unsupported_method"),
+        ({"model": "fuse[spam](topic, lang)", "inputs": TEXT}, 422, "unsupported_method"),
         ({"model": "stack(lang, fuse[spam](topic, spam))", "inputs": TEXT}, 422, "unsupported_method"),
         ({"model": "lang", "inputs": TEXT}, 400, "no_head"),
         ({"model": "base", "inputs": TEXT}, 400, "no_head"),

@@ -148,7 +148,7 @@ def _visible(folder: Path) -> list[Path]:
 
 def _convert_first(pickle: Path, folder: Path) -> str:
     command = f"turret convert {shlex.quote(str(folder))} FILE"
-    return f"{pickle} is a pickle, which a server never opens: run `{command}` (offline) and push the file that it writes."
+    return f"{pickle} is a pickle, which a server never opens: run `{command}` (offline) and push what it writes."
 
 
 def multipart(files: Sequence[Path], folder: Path) -> Body:
