@@ -120,12 +120,13 @@ class Bank:
     def _add_grouped(self, site: SiteIndex, segments: tuple[Segment, ...], z: Tensor, s: Tensor) -> None:
         """The same for many segments of a bank of factors, as two grouped products. Up's bias is a row of Up, against a column of ones."""
         tensors = self._taken(site, [segment.slot for segment in segments])
-        down, up = (_expand(name, tensors) for name in ("down", "up"))
+        down = _expand("down", tensors)
         lengths = [segment.end - segment.start for segment in segments]
         width = down.shape[2]
         padded = 4 * (width // 4 + 1)  # grouped products want rows of whole 16 bytes
         wide = torch.nn.functional.pad(down, (0, padded - width))
-        tall = torch.nn.functional.pad(torch.cat((up, tensors["up.bias"].unsqueeze(1)), dim=1), (0, 0, 0, padded - width - 1))
+        tall = _expand("up", tensors, below=padded - width)
+        tall[:, width], tall[:, width + 1 :] = tensors["up.bias"], 0.0
         first, last = segments[0].start, segments[-1].end
         whole = last - first == sum(lengths)
         rows = z[first:last] if whole else torch.cat([z[segment.start : segment.end] for segment in segments])
@@ -159,8 +160,8 @@ class Bank:
         self._capacity = capacity
 
 
-def _expand(name: str, tensors: Named) -> Tensor:
-    return expand(tensors[f"{name}.rule"], tensors.get(f"{name}.left"), tensors[f"{name}.right"])
+def _expand(name: str, tensors: Named, below: int = 0) -> Tensor:
+    return expand(tensors[f"{name}.rule"], tensors.get(f"{name}.left"), tensors[f"{name}.right"], below)
 
 
 def _laid_out(config: Bottleneck, weights: BottleneckWeights) -> Named:

@@ -33,17 +33,21 @@ def kronecker(layer: Kronecker) -> Tensor:
     return torch.stack([torch.kron(rule, block) for rule, block in zip(layer.rule, blocks, strict=True)]).sum(0)
 
 
-def expand(rule: Tensor, left: Tensor | None, right: Tensor) -> Tensor:
+def expand(rule: Tensor, left: Tensor | None, right: Tensor, below: int = 0) -> Tensor:
     """H [s, in, out] of s layers at once: rule [s, n, n, n], left [s, n, in/n, r] (or None), right [s, n, r, out/n] (or the full W).
 
     The sum over i runs inside a product. Which side takes the rule in is chosen by size: with factors, the smaller one.
+    `below` rows are left below each H, [s, in + below, out], for the caller to fill.
     """
     s, n, p, q = rule.shape[0], rule.shape[1], right.shape[2] if left is None else left.shape[2], right.shape[3]
     if left is None or p <= q:
         blocks = right if left is None else left @ right
         mixed = rule.reshape(s, n, n * n).transpose(1, 2) @ blocks.reshape(s, n, p * q)
-        return mixed.view(s, n, n, p, q).transpose(2, 3).reshape(s, n * p, n * q)
+        wide = mixed.new_empty(s, n * p + below, n * q)
+        wide[:, : n * p].view(s, n, p, n, q).copy_(mixed.view(s, n, n, p, q).transpose(2, 3))
+        return wide
     r = left.shape[3]
     lefts = left.transpose(1, 2).reshape(s, 1, p, n * r)
     ruled = rule.transpose(1, 2).repeat_interleave(r, dim=2).view(s, n, n * r, n, 1) * right.reshape(s, 1, n * r, 1, q)
-    return (lefts @ ruled.view(s, n, n * r, n * q)).view(s, n * p, n * q)
+    wide = (lefts @ ruled.view(s, n, n * r, n * q)).view(s, n * p, n * q)
+    return wide if not below else torch.cat((wide, wide.new_empty(s, below, n * q)), dim=1)
