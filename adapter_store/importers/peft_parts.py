@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from pydantic import ValidationError
 
 from adapter_store.errors import InvalidPackage, UnsupportedMethod, WrongBackbone
@@ -171,15 +172,15 @@ def _read_ia3(own: Tensors, context: Read) -> Result:
     return counts, method, whole
 
 
-def _one_stack(own: Tensors, context: Read) -> tuple[Counts, TensorData]:
-    """The prompt or prefix of a model of one stack, and its layers."""
+def _virtual(own: Tensors, context: Read) -> tuple[Counts, TensorData]:
+    """The prompt or prefix, and the layers of the model."""
     kind = context.config["peft_type"]
-    if context.places.family.encoder_decoder:
-        raise UnsupportedMethod(f"{kind} on a model of type {shown(context.places.model_type)} is not served.")
     layers = context.config.get("num_layers")
+    two = context.places.family.encoder_decoder
     if context.backbone is not None:
-        counts = Counts((context.backbone.num_layers,))
-    elif type(layers) is int and 1 <= layers <= 1024:
+        backbone = context.backbone
+        counts = Counts((backbone.encoder_layers, backbone.decoder_layers) if two else (backbone.num_layers,))
+    elif type(layers) is int and 1 <= layers <= 1024 and not two:
         counts = Counts((layers,))
     else:
         raise InvalidPackage(f"{ADAPTER.config} does not say how many layers the model has (num_layers): {NAME_BACKBONE}.")
@@ -190,7 +191,9 @@ def _one_stack(own: Tensors, context: Read) -> tuple[Counts, TensorData]:
 
 
 def _read_prefix(own: Tensors, context: Read) -> Result:
-    counts, tensor = _one_stack(own, context)
+    counts, tensor = _virtual(own, context)
+    if context.places.family.encoder_decoder:
+        return _read_decoder_prefix(counts, tensor, context)
     layers = context.config.get("num_layers", counts.total)
     family = context.places.family
     if not family.shared_layers and layers != counts.total:
@@ -214,8 +217,32 @@ def _read_prefix(own: Tensors, context: Read) -> Result:
         raise InvalidPackage(f"{WEIGHTS} is not valid: {sentence(error)}") from None
 
 
+def _read_decoder_prefix(counts: Counts, tensor: TensorData, context: Read) -> Result:
+    """T5's, as PEFT 0.21.2 runs it: the decoder's self-attention alone has a prefix, and layer j reads the slots 4 j and 4 j + 1, counted
+
+    round the 2 L that there are.
+    """
+    length, width = tensor.shape
+    layers, decoder = context.config.get("num_layers", counts.decoder), counts.decoder
+    slots = 2 * layers if type(layers) is int else 0
+    if slots < 2 or not length or width % slots:
+        raise InvalidPackage(f"The tensor '{PROMPT}' has the shape {[length, width]}, which is not a key and a value for each layer.")
+    width //= slots
+    context.dimensions.see("k", outputs=width)
+    read = [(4 * layer + second) % slots for layer in range(decoder) for second in (0, 1)]
+    ordered = blocks.bits(tensor).reshape(length, slots, width)[:, read]
+    whole = collected([("prefix.self.prefix", blocks.tensor_of(np.ascontiguousarray(ordered), tensor.dtype), PROMPT)])
+    try:
+        return counts, Prefix(prefix_length=length, flat=True, shift_positions=True), whole
+    except ValidationError as error:
+        raise InvalidPackage(f"{WEIGHTS} is not valid: {sentence(error)}") from None
+
+
 def _read_prompt(own: Tensors, context: Read) -> Result:
-    counts, tensor = _one_stack(own, context)
+    counts, tensor = _virtual(own, context)
+    submodules = context.config.get("num_transformer_submodules")
+    if context.places.family.encoder_decoder and submodules == 2 and tensor.shape[0] % 2 == 0:  # PEFT uses the first half alone
+        tensor = blocks.split_rows(tensor, 2)[0]
     try:
         method = Prompt(prompt_length=tensor.shape[0], place="words")
     except ValidationError as error:

@@ -175,7 +175,25 @@ def test_a_prefix_shifts_positions(tmp_path: Path) -> None:
     np.testing.assert_array_equal(numbers(imported)["prefix.self.prefix"], theirs["prompt_embeddings"].reshape(3, 4, HIDDEN))
     refused(tmp_path, WrongBackbone, "2 layers", "3 layers", backbone=backbone(layers=3))
     refused(tmp_path, InvalidPackage, "prompt_embeddings", backbone=backbone(k=(HIDDEN, 4)))
-    refused(tmp_path, UnsupportedMethod, "PREFIX_TUNING", "t5", backbone=backbone("t5", 2, 1))
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_a_prefix_of_t5_is_its_decoders(tmp_path: Path, layers: int) -> None:
+    """PEFT gives the decoder's self-attention alone a prefix; layer j reads the slots 4 j and 4 j + 1, counted round."""
+    config = {"peft_type": "PREFIX_TUNING", "task_type": "SEQ_2_SEQ_LM", "num_layers": layers, "num_transformer_submodules": 2}
+    theirs = write_peft(tmp_path, config, {"prompt_embeddings": (3, 2 * layers * HIDDEN)})
+    imported = load_folder(tmp_path, backbone("t5", 2 * layers, layers))
+    assert imported.manifest.methods == {"prefix": Prefix(prefix_length=3, shift_positions=True)}
+    slots = [(4 * layer + second) % (2 * layers) for layer in range(layers) for second in (0, 1)]
+    expected = theirs["prompt_embeddings"].reshape(3, 2 * layers, HIDDEN)[:, slots]
+    np.testing.assert_array_equal(numbers(imported)["prefix.self.prefix"], expected)
+
+
+def test_a_prompt_of_t5_is_the_first_half(tmp_path: Path) -> None:
+    config = {"peft_type": "PROMPT_TUNING", "task_type": "SEQ_2_SEQ_LM", "num_layers": 2, "num_transformer_submodules": 2}
+    theirs = write_peft(tmp_path, config, {"prompt_embeddings": (6, HIDDEN)})
+    imported = load_folder(tmp_path, backbone("t5", 4, 2))
+    assert imported.manifest.methods == {"prompt": Prompt(prompt_length=3, place="words")}
+    np.testing.assert_array_equal(numbers(imported)["prompt.embedding"], theirs["prompt_embeddings"][:3])
 
 
 @pytest.mark.parametrize("kind", ["PROMPT_TUNING", "P_TUNING"])
@@ -184,7 +202,6 @@ def test_prompts_lie_among_the_words(tmp_path: Path, kind: str) -> None:
     imported = load_folder(tmp_path, backbone("gpt2"))
     assert imported.manifest.methods == {"prompt": Prompt(prompt_length=3, place="words")}
     assert imported.manifest.head == Head(type="causal_lm", layers=0)
-    refused(tmp_path, UnsupportedMethod, kind, "t5", backbone=backbone("t5", 2, 1))
     save_file({"other": values((1,))}, tmp_path / "adapter_model.safetensors")
     refused(tmp_path, InvalidPackage, "prompt_embeddings", backbone=backbone("gpt2"))
 
