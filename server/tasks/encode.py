@@ -6,7 +6,7 @@ the pieces are cut, and the tokenizer's post-processor puts them together.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -103,7 +103,7 @@ class Encoder:
                 return fault
             read.truncate(room, stride=stride)
         whole = self.tokenizer.post_process(asked, read)
-        return [Encoded.of(encoding, truncated) for encoding in (whole, *whole.overflowing)]
+        return _typed([Encoded.of(encoding, truncated) for encoding in (whole, *whole.overflowing)])
 
     @staticmethod
     def _unfit(tokens: int, room: int, stride: int, rules: WindowRules) -> ApiError | None:
@@ -198,6 +198,19 @@ class Encoder:
             f"The input has {tokens} tokens and the limit is {limit}: shorten it, or send parameters.truncate = true.",
             "inputs",
         )
+
+
+def _typed(windows: list[Encoded]) -> list[Encoded]:
+    """Windows with the type ids that the first one has: the tokenizer's templates leave those of the others at 0."""
+    first = windows[0]
+    assert first.encoding is not None
+    context = [place for place, sequence in enumerate(first.encoding.sequence_ids) if sequence == 1]
+    head, tail = first.type_ids[: context[0]], first.type_ids[context[-1] + 1 :]
+    typed = [first]
+    for window in windows[1:]:
+        middle = np.full(len(window.input_ids) - len(head) - len(tail), first.type_ids[context[0]])
+        typed.append(replace(window, type_ids=np.concatenate([head, middle, tail])))
+    return typed
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from adapter_store.manifest import SENTENCE_HEADS, Head
 from server.core import Array, Ints, Output, Outputs, Readout, Route
 from server.errors import ApiError
 from server.tasks import decode, spans, words
-from server.tasks.encode import Encoded, Encoder, Text
+from server.tasks.encode import Encoded, Encoder, Text, WindowRules
 from server.tasks.parameters import Parameters
 
 
@@ -67,8 +67,8 @@ def prepare(
     check_source(route, head, source)
     if source.question is not None:
         limit = min(parameters.max_seq_len, encoder.max_tokens - route.reserved)
-        stride = min(limit // 2, 128) if parameters.doc_stride is None else parameters.doc_stride
-        encoded = _raised(encoder.windows(source.question, source.context, limit, stride, parameters.max_question_len))
+        rules = WindowRules(limit, parameters.doc_stride, parameters.max_question_len)
+        encoded = _raised(encoder.windows(source.question, source.context, rules))
     decoder = None
     if source.decoder_text is not None or source.decoder_ids is not None:
         decoder = _raised(encoder.decoder_ids(source.decoder_text, source.decoder_ids))
@@ -230,7 +230,7 @@ def _parsed(encoder: Encoder, head: Head, source: Source, prepared: Prepared, ou
 def _filled(encoder: Encoder, head: Head, source: Source, prepared: Prepared, outputs: Sequence[Outputs], parameters: Parameters) -> Any:
     places = prepared.readout.positions or ()
     encoded = prepared.encoded[0]
-    return _raised(words.fill(encoder.tokenizer, encoded, places, outputs[0]["logits"], parameters.top_k, parameters.targets))
+    return _raised(words.fill(encoder, encoded, places, outputs[0]["logits"], parameters.top_k, parameters.targets))
 
 
 # Head type -> how its numbers become an answer.

@@ -10,7 +10,7 @@ from adapter_store.manifest import Head
 from server.core import Array, Ints, Outputs
 from server.errors import ApiError
 from server.tasks.decode import softmax
-from server.tasks.encode import Encoded
+from server.tasks.encode import Encoded, Encoder
 
 
 def masks(input_ids: Ints, mask_token: str | None, mask_token_id: int | None) -> tuple[int, ...] | ApiError:
@@ -26,12 +26,15 @@ def masks(input_ids: Ints, mask_token: str | None, mask_token_id: int | None) ->
 
 
 def fill(
-    tokenizer: Tokenizer, encoded: Encoded, places: Sequence[int], logits: Array, top_k: int | None, targets: Sequence[str] | None
+    encoder: Encoder, encoded: Encoded, places: Sequence[int], logits: Array, top_k: int | None, targets: Sequence[str] | None
 ) -> list[Any] | ApiError:
-    """logits [masks, V] as the best words of each mask: a list for one mask, a list of lists for several."""
+    """logits [masks, V] as the best words of each mask: a list for one mask, a list of lists for several.
+
+    A target that is no word of the vocabulary stands for its first piece, as in transformers.
+    """
     chosen: list[int] | None = None
     if targets is not None:
-        numbers = {target: tokenizer.token_to_id(target) for target in targets}
+        numbers = {target: encoder.first_token(target) for target in targets}
         unknown = [target for target, number in numbers.items() if number is None]
         if unknown:
             return ApiError(422, "unknown_target", f"The target {unknown[0][:80]!r} is no word of the vocabulary.", "parameters.targets")
@@ -40,7 +43,7 @@ def fill(
     for place, scores in zip(places, softmax(logits), strict=True):
         candidates = np.arange(len(scores)) if chosen is None else np.array(chosen)
         order = candidates[np.argsort(-scores[candidates], kind="stable")][:top_k]
-        lists.append([_filled(tokenizer, encoded, place, int(token), float(scores[token])) for token in order])
+        lists.append([_filled(encoder.tokenizer, encoded, place, int(token), float(scores[token])) for token in order])
     return lists[0] if len(lists) == 1 else lists
 
 

@@ -176,6 +176,7 @@ def test_a_prefix_shifts_positions(tmp_path: Path) -> None:
     refused(tmp_path, WrongBackbone, "2 layers", "3 layers", backbone=backbone(layers=3))
     refused(tmp_path, InvalidPackage, "prompt_embeddings", backbone=backbone(k=(HIDDEN, 4)))
 
+
 @pytest.mark.parametrize("layers", [2, 3])
 def test_a_prefix_of_t5_is_its_decoders(tmp_path: Path, layers: int) -> None:
     """PEFT gives the decoder's self-attention alone a prefix; layer j reads the slots 4 j and 4 j + 1, counted round."""

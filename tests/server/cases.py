@@ -1,4 +1,4 @@
-"""Golden cases (shared/reference/adapters.md, section 4) as a user meets them: folders to push, and requests with their expected numbers."""
+"""Golden cases (shared/reference/adapters.md, section 4) as a user meets them: folders to push, requests, and their expected numbers."""
 
 import json
 from collections.abc import Iterator

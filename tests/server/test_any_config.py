@@ -169,8 +169,9 @@ def test_a_manifest_is_refused_or_served(served: Served, methods: dict[str, Any]
 
 
 CONFIG_KEYS = (
-    "adapter_residual_before_ln", "cross_adapter", "factorized_phm_W", "inv_adapter", "is_parallel", "leave_out", "ln_after", "ln_before", "mh_adapter",
-    "non_linearity", "original_ln_after", "original_ln_before", "output_adapter", "phm_dim", "phm_layer", "reduction_factor", "residual_before_ln",
+    "adapter_residual_before_ln", "cross_adapter", "factorized_phm_W", "inv_adapter", "is_parallel", "leave_out", "ln_after",
+    "ln_before", "mh_adapter", "non_linearity", "original_ln_after", "original_ln_before", "output_adapter", "phm_dim", "phm_layer",
+    "reduction_factor", "residual_before_ln",
     "scaling", "use_gating", "architecture", "r", "alpha", "attn_matrices", "composition_mode", "prefix_length", "flat", "configs",
 )  # fmt: skip
 _VALUES = st.one_of(

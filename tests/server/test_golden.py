@@ -24,7 +24,7 @@ CASES = sorted(path.parent.name for path in (SHARED / "golden").glob("*/meta.jso
 
 def test_there_are_cases(golden: Path) -> None:
     """The parameters below are read when tests are collected: an absent folder must fail, not skip them."""
-    assert CASES == sorted(path.parent.name for path in golden.glob("*/meta.json"))
+    assert sorted(path.parent.name for path in golden.glob("*/meta.json")) == CASES
     assert len(CASES) >= 34
 
 

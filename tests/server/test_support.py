@@ -112,8 +112,7 @@ def tries_kind(served: Served, kind: str) -> bool:
             pins = [served.store.show(member).latest.pin for member in ("one", "two")]
             fields["composition"] = f"fuse[self]({', '.join(pins)})"
         served.publish("kind", **fields)
-    except (StoreError, ValueError) as error:
-        assert str(error)
+    except (StoreError, ValueError):
         return False
     bare, adapted = served.answer("base", "hidden")["hidden"], served.answer("kind", "hidden")["hidden"]
     assert np.isfinite(adapted).all()
@@ -126,8 +125,7 @@ def tries_head(served: Served, head: str) -> bool:
     chosen = HEADS[head]
     try:
         served.publish("head", head=chosen)
-    except StoreError as error:
-        assert str(error)
+    except StoreError:
         return False
     answer = served.answer("head", "embedding" if chosen.type == "embedding" else "logits")
     assert answer

@@ -15,7 +15,7 @@ from adapter_store.package import TensorData, write_package
 
 HIDDEN, LAYERS, VOCABULARY = 32, 3, 60
 INNER = 48
-LINEARS = {name: (HIDDEN, HIDDEN) for name in ("q", "k", "v", "o", "pooler")} | {"up": (HIDDEN, INNER), "down": (INNER, HIDDEN)}
+LINEARS = dict.fromkeys(("q", "k", "v", "o", "pooler"), (HIDDEN, HIDDEN)) | {"up": (HIDDEN, INNER), "down": (INNER, HIDDEN)}
 SPEC = Backbone(model_type="bert", hidden_size=HIDDEN, num_layers=LAYERS, linears=LINEARS)
 
 # One of every kind of bottleneck: some have a delta form, the others go step by step.
