@@ -30,13 +30,16 @@ HEADS = {
 
 
 def save_tokenizer(folder: Path) -> None:
-    """The words t0 to t59 with a mask, a [CLS] (t2) before and a [SEP] (t3) between and behind."""
+    """The words t0 to t59, some of which are [CLS] before a text, [SEP] behind it, and [MASK]."""
     words = {f"t{i}": i for i in range(tiny.VOCABULARY)}
-    words["[MASK]"] = words.pop("t7")
+    for special, word in (("[CLS]", "t2"), ("[SEP]", "t3"), ("[MASK]", "t7")):
+        words[special] = words.pop(word)
     tokenizer = Tokenizer(WordLevel(words, unk_token="t1"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    tokenizer.post_processor = TemplateProcessing(single="t2 $A t3", pair="t2 $A t3 $B:1 t3:1", special_tokens=[("t2", 2), ("t3", 3)])
-    tokenizer.add_special_tokens(["t2", "t3", "[MASK]"])
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.add_special_tokens(["[CLS]", "[SEP]", "[MASK]"])
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
