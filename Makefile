@@ -40,8 +40,9 @@ format: $(STAMP) ## Put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## Padded, packed bare, one adapter, one adapter per row
+bench: $(STAMP) ## Packed against padded, many adapters against none, and what each method costs
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.packed $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.methods $(ARGS)
 
 compose-test: ## Build the image, bring it up, push, predict, restart, predict, take it down
 	bash deploy/compose-test.sh

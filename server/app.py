@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from adapter_store.importers.backbones import frozen_of
 from adapter_store.methods import Backbone
 from adapter_store.store import Store
 from server.api import adapters, huggingface, openai, operations, predict
@@ -45,7 +47,8 @@ def create_app(settings: Settings) -> FastAPI:
     store = Store.open(settings.store, settings.max_upload_bytes)
     router = Router(store, backbone.spec)
     has_lm_head = backbone.language_model.weight is not None
-    publisher = Publisher(store, router, backbone.spec, backbone.pooler is not None, has_lm_head)
+    checkpoint = frozen_of(Path(settings.backbone)) if Path(settings.backbone).is_dir() else None
+    publisher = Publisher(store, router, backbone.spec, backbone.pooler is not None, has_lm_head, checkpoint)
     if settings.publish is not None:
         publisher.all_of(settings.publish)
     metrics = Metrics()

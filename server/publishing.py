@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adapter_store.errors import StoreError, UnsupportedMethod, WrongBackbone
 from adapter_store.families import FAMILIES
-from adapter_store.importers import Step, import_to_file, needed_members, setup_steps, write_imported
+from adapter_store.importers import Frozen, Step, import_to_file, needed_members, setup_steps, write_imported
 from adapter_store.manifest import LM_HEADS, SENTENCE_HEADS, Head, Manifest
 from adapter_store.methods import Backbone, Norms, Prefix, Prompt
 from adapter_store.names import parse_reference, shown
@@ -31,13 +31,17 @@ class Uploaded:
 
 @dataclass(frozen=True, slots=True)
 class Publisher:
-    """Publishes to one store for one backbone. has_pooler, has_lm_head: whether the backbone's checkpoint carries their weights."""
+    """Publishes to one store for one backbone. has_pooler, has_lm_head: whether the backbone's checkpoint carries their weights.
+
+    frozen: the checkpoint's tensors by name, which whole checkpoints that are imported are compared with.
+    """
 
     store: Store
     router: Router
     backbone: Backbone
     has_pooler: bool
     has_lm_head: bool
+    frozen: Frozen | None = None
 
     def package(self, path: Path, name: str, alias: str | None, only_new: bool) -> Uploaded:
         """Publishes a package file."""
@@ -55,7 +59,7 @@ class Publisher:
             if steps is not None:
                 return self._setup(steps, Path(folder), alias, only_new)
             target = Path(folder) / "package.safetensors"
-            imported = import_to_file(files, self.backbone, target, members=self._pins(files, members or {}))
+            imported = import_to_file(files, self.backbone, target, members=self._pins(files, members or {}), frozen=self.frozen)
             published = self.store.publish(target, name, self.backbone, alias, only_new, self._check)
             return Uploaded(published, imported.warnings, imported.report)
 

@@ -106,7 +106,7 @@ def reserved_tokens(setup: Setup | None, manifest_of: ManifestOf) -> int:
 def check_places(manifest: Manifest, backbone: Backbone) -> None:
     """Raises UnsupportedMethod where a method names a linear that the backbone has not."""
     for part, method in manifest.methods.items():
-        if isinstance(method, Bottleneck) and not method.least(backbone):
+        if isinstance(method, Bottleneck) and len(manifest.methods) == 1 and not method.least(backbone):
             raise UnsupportedMethod(f"The package's {part} acts at no site of the backbone: its switches and leave_out leave none.")
         try:
             method.tensors(manifest.backbone.model_copy(update={"linears": backbone.linears}))

@@ -22,7 +22,7 @@ from server.engine.linears import LinearWork, NodeTokens
 from server.engine.program import FoldedFusion, Program, Slot
 from server.engine.running import Level, Span, StreamPlan
 from server.engine.sites import DeltaWork, FoldedWork, NodeWork, SiteWork, Tokens
-from server.engine.words import EmbeddingWork
+from server.engine.embeddings import EmbeddingWork
 from server.methods import composition, lora
 from server.methods.lora import ScaleWeights
 

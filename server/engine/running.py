@@ -14,7 +14,7 @@ from torch import Tensor
 from server.engine.attention import Packing
 from server.engine.linears import LinearWork
 from server.engine.sites import SiteWork
-from server.engine.words import EmbeddingWork
+from server.engine.embeddings import EmbeddingWork
 
 Span = tuple[int, int]
 
