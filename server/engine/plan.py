@@ -18,11 +18,11 @@ from adapter_store.methods import Prompt
 from server.core import Ints
 from server.engine.attention import Packing
 from server.engine.bank import Bank, Segment
+from server.engine.embeddings import EmbeddingWork
 from server.engine.linears import LinearWork, NodeTokens
 from server.engine.program import FoldedFusion, Program, Slot
 from server.engine.running import Level, Span, StreamPlan
 from server.engine.sites import DeltaWork, FoldedWork, NodeWork, SiteWork, Tokens
-from server.engine.embeddings import EmbeddingWork
 from server.methods import composition, lora
 from server.methods.lora import ScaleWeights
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from server.engine.attention import Packing
+from server.engine.embeddings import EmbeddingWork
 from server.engine.linears import LinearWork
 from server.engine.sites import SiteWork
-from server.engine.embeddings import EmbeddingWork
 
 Span = tuple[int, int]
 
