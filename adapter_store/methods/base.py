@@ -7,6 +7,8 @@ from adapter_store.families import ADDRESS, LINEARS
 Shape = tuple[int, ...]
 
 MAX_WIDTH = 1 << 22
+# What a config may divide by is not smaller: below it sizes and scores overflow.
+LEAST_DIVISOR = 0.001
 
 # Names of the `adapters` library and of transformers' ACT2FN -> the name that Turret computes.
 # Names with learned or random parts are left out.

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from adapter_store.families import Site
-from adapter_store.methods.base import Backbone, Frozen, Shape, activation, check_layers
+from adapter_store.methods.base import LEAST_DIVISOR, Backbone, Frozen, Shape, activation, check_layers
 
 MAX_BOTTLENECK = 4096
 MAX_PHM_DIM = 256
@@ -58,8 +58,8 @@ class Bottleneck(Frozen):
     @classmethod
     def _positive(cls, value: float | dict[str, float]) -> float | dict[str, float]:
         factors = value.values() if isinstance(value, dict) else [value]
-        if not factors or any(factor <= 0 for factor in factors):
-            raise ValueError("reduction_factor must be greater than 0")
+        if not factors or not all(factor >= LEAST_DIVISOR for factor in factors):
+            raise ValueError(f"reduction_factor must be at least {LEAST_DIVISOR}")
         if isinstance(value, dict) and any(not (key == "default" or (key.isdecimal() and len(key) <= 4)) for key in value):
             raise ValueError("reduction_factor maps layer numbers, and 'default', to factors")
         return value

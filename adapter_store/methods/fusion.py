@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from adapter_store.families import Site
-from adapter_store.methods.base import Backbone, Frozen, Shape, activation, check_layers
+from adapter_store.methods.base import LEAST_DIVISOR, Backbone, Frozen, Shape, activation, check_layers
 
 
 class Fusion(Frozen):
@@ -24,7 +24,7 @@ class Fusion(Frozen):
     query_before_ln: bool = False
     value_before_softmax: bool = True
     residual_before: bool = False
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=LEAST_DIVISOR)
 
     @field_validator("leave_out")
     @classmethod
@@ -70,7 +70,7 @@ class Invertible(Frozen):
 
     method: Literal["invertible"] = "invertible"
     non_linearity: str = "relu"
-    reduction_factor: float = Field(default=2.0, gt=0)
+    reduction_factor: float = Field(default=2.0, ge=LEAST_DIVISOR)
 
     @field_validator("non_linearity")
     @classmethod

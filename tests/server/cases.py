@@ -55,6 +55,7 @@ class Case:
         self.folder = folder
         self.meta = json.loads((folder / "meta.json").read_text())
         self.inputs = json.loads((folder / "inputs.json").read_text())
+        self.config = json.loads((folder / "backbone" / "config.json").read_text())
         self.expected = load_file(folder / "expected.safetensors")
         self.rows = [
             [token for token, real in zip(ids, mask, strict=True) if real]
@@ -99,7 +100,8 @@ class Case:
             if published["task"] is not None:
                 self.headed.add(folder.name)
             for inner in sorted(path for path in folder.iterdir() if setup and path.is_dir()):
-                self.names[inner.name] = f"{name}.{inner.name.lower()}"
+                fusion = (inner / "adapter_fusion_config.json").exists()
+                self.names[inner.name] = f"{name}.{'fusion' if fusion else inner.name.lower()}"
                 if (inner / "head_config.json").exists():
                     self.headed.add(inner.name)
 
@@ -142,15 +144,15 @@ class Case:
             if f"{label}{key}" in self.expected and not (model == "base" and output == "logits"):
                 for row in range(len(self.rows)):
                     asked = self._headed(model, head) if output == "logits" else model
-                    yield Question(asked, self.input(row, name), output, name, self.value(f"{label}{key}", row, name))
+                    yield Question(asked, self.input(row, output, name), output, name, self.value(f"{label}{key}", row, name))
 
     def _of_batch_split(self, run: dict[str, Any]) -> Iterator[Question]:
         """Each row alone on the adapter of its place."""
         row = 0
         for number, (child, count) in enumerate(zip(run["setup"]["children"], run["setup"]["kwargs"]["batch_sizes"], strict=True)):
             for place in range(count):
-                yield Question(self.model(child), self.input(row, ""), "logits", "", self.expected[f"logits_{number}"][place])
-                yield Question(self.model(child), self.input(row, ""), "hidden", "", self.value("last_hidden_state", row, ""))
+                yield Question(self.model(child), self.input(row, "logits", ""), "logits", "", self.expected[f"logits_{number}"][place])
+                yield Question(self.model(child), self.input(row, "hidden", ""), "hidden", "", self.value("last_hidden_state", row, ""))
                 row += 1
 
     def _headed(self, model: str, head: str | None) -> str:
@@ -159,20 +161,25 @@ class Case:
             return model
         return f"{model}#{self.names[head]}"
 
-    def input(self, row: int, name: str) -> dict[str, Any]:
-        """A row as the wire takes it."""
+    def input(self, row: int, output: str, name: str) -> dict[str, Any]:
+        """A row as the wire takes it. Hidden states of a decoder need its ids: without them the library shifts the row's own."""
         source: dict[str, Any] = {"input_ids": self.rows[row]}
         if "decoder_input_ids" in self.inputs:
             source["decoder_input_ids"] = self.inputs["decoder_input_ids"][row]
+        elif output == "hidden" and self.config["model_type"] in ("t5", "mt5"):
+            source["decoder_input_ids"] = [self.config["decoder_start_token_id"], *self.rows[row][:-1]]
         if name in ("arcs", "relations"):
-            padding = json.loads((self.backbone / "config.json").read_text())["pad_token_id"]
-            source["word_starts"] = [start for start in self.inputs["word_starts"][row] if start != padding]
+            source["word_starts"] = [start for start in self.inputs["word_starts"][row] if start != self.config["pad_token_id"]]
         return source
+
+    @property
+    def _heads(self) -> list[str]:
+        return [head.get("add", "") for head in self.meta.get("heads") or []]
 
     def value(self, key: str, row: int, name: str) -> Values:
         """A row's expected output: of outputs per token or word the row's own."""
         value = self.expected[key]
-        if any(head.get("add") == "add_multiple_choice_head" for head in self.meta.get("heads") or []) and key.endswith("logits"):
+        if key.endswith("logits") and (self.meta.get("model_class", "").endswith("MultipleChoice") or "add_multiple_choice_head" in self._heads):
             return np.array([value.reshape(-1)[row]], dtype=np.float32)
         if name in ("arcs", "relations"):
             words = len([start for start in self.inputs["word_starts"][row] if start]) - 1
