@@ -6,9 +6,11 @@ the pieces are cut, and the tokenizer's post-processor puts them together.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import orjson
 from tokenizers import Encoding, Tokenizer
 
 from server.core import Ints
@@ -89,21 +91,22 @@ class Encoder:
         asked, read = self._bare.encode(question), self._bare.encode(context)
         truncated = len(asked.ids) > rules.max_question_tokens
         if truncated:
-            asked.truncate(rules.max_question_tokens)
+            (asked,) = _pieces(asked, [(0, rules.max_question_tokens)])
         if not read.ids:
             return ApiError(422, "empty_context", "The context has no tokens an answer could be taken from: send some text.", "inputs")
-        room = rules.max_tokens - len(asked.ids) - self.tokenizer.num_special_tokens_to_add(True)
-        if len(read.ids) > room:
+        count, room = len(read.ids), rules.max_tokens - len(asked.ids) - self.tokenizer.num_special_tokens_to_add(True)
+        pieces = [read]
+        if count > room:
             stride = rules.stride
             if stride is None:
                 stride = min(rules.max_tokens // 2, 128)
                 stride = stride if stride < room else max(0, room // 2)
-            fault = self._unfit(len(read.ids), room, stride, rules)
+            fault = self._unfit(count, room, stride, rules)
             if fault is not None:
                 return fault
-            read.truncate(room, stride=stride)
-        whole = self.tokenizer.post_process(asked, read)
-        return _typed([Encoded.of(encoding, truncated) for encoding in (whole, *whole.overflowing)])
+            starts = range(0, count - stride, room - stride)
+            pieces = _pieces(read, [(start, min(start + room, count)) for start in starts])
+        return [Encoded.of(self.tokenizer.post_process(asked, piece), truncated) for piece in pieces]
 
     @staticmethod
     def _unfit(tokens: int, room: int, stride: int, rules: WindowRules) -> ApiError | None:
@@ -167,9 +170,9 @@ class Encoder:
         if room < 1:
             return None
         sizes = _longest_first(len(first.ids), 0 if second is None else len(second.ids), room)
-        for encoding, size in zip((first, second), sizes, strict=True):
-            if encoding is not None:
-                encoding.truncate(size)
+        first, second = (
+            None if encoding is None else _pieces(encoding, [(0, size)])[0] for encoding, size in zip((first, second), sizes, strict=True)
+        )
         return self.tokenizer.post_process(first, second)
 
     def _from_ids(self, text: Text) -> Encoded | ApiError:
@@ -200,17 +203,22 @@ class Encoder:
         )
 
 
-def _typed(windows: list[Encoded]) -> list[Encoded]:
-    """Windows with the type ids that the first one has: the tokenizer's templates leave those of the others at 0."""
-    first = windows[0]
-    assert first.encoding is not None
-    context = [place for place, sequence in enumerate(first.encoding.sequence_ids) if sequence == 1]
-    head, tail = first.type_ids[: context[0]], first.type_ids[context[-1] + 1 :]
-    typed = [first]
-    for window in windows[1:]:
-        middle = np.full(len(window.input_ids) - len(head) - len(tail), first.type_ids[context[0]])
-        typed.append(replace(window, type_ids=np.concatenate([head, middle, tail])))
-    return typed
+def _pieces(encoding: Encoding, spans: Sequence[tuple[int, int]]) -> list[Encoding]:
+    """Parts of an encoding without special tokens, by [start, end) of its tokens.
+
+    `Encoding.truncate` would keep all that it cuts off, and post-processing a pair of such combines every rest of one text with
+    every rest of the other: minutes for two long texts. So the parts are made of their columns, in the form that pickle uses.
+    """
+    columns = {"ids": encoding.ids, "tokens": encoding.tokens, "words": encoding.word_ids, "offsets": encoding.offsets}
+    pieces = []
+    for start, end in spans:
+        state: dict[str, Any] = {name: column[start:end] for name, column in columns.items()}
+        zeros = [0] * (end - start)
+        state |= {"type_ids": zeros, "special_tokens_mask": zeros, "attention_mask": [1] * (end - start)}
+        piece = Encoding()
+        piece.__setstate__(orjson.dumps(state | {"overflowing": [], "sequence_ranges": {}}))
+        pieces.append(piece)
+    return pieces
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
