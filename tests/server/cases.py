@@ -173,13 +173,14 @@ class Case:
         return source
 
     @property
-    def _heads(self) -> list[str]:
-        return [head.get("add", "") for head in self.meta.get("heads") or []]
+    def _multiple_choice(self) -> bool:
+        heads = [head.get("add") for head in self.meta.get("heads") or []]
+        return "add_multiple_choice_head" in heads or self.meta.get("model_class", "").endswith("MultipleChoice")
 
     def value(self, key: str, row: int, name: str) -> Values:
         """A row's expected output: of outputs per token or word the row's own."""
         value = self.expected[key]
-        if key.endswith("logits") and (self.meta.get("model_class", "").endswith("MultipleChoice") or "add_multiple_choice_head" in self._heads):
+        if self._multiple_choice and key.endswith("logits"):
             return np.array([value.reshape(-1)[row]], dtype=np.float32)
         if name in ("arcs", "relations"):
             words = len([start for start in self.inputs["word_starts"][row] if start]) - 1
