@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import BertConfig, BertForQuestionAnswering, PreTrainedTokenizerFast, QuestionAnsweringPipeline
-
 from pieces import WORDS, tokenizers
+from transformers import BertConfig, BertForQuestionAnswering, PreTrainedTokenizerFast, QuestionAnsweringPipeline
 
 TARGET = Path(__file__).with_suffix(".json")
 SPECIAL = {

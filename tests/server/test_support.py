@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
+import torch
 from backbones import CONFIGS, save_backbone
 from tiny import package
 
@@ -22,6 +24,8 @@ from server.engine import backbone as backbones
 from server.engine.engine import Engine
 from server.publishing import Publisher
 from server.router import Router
+
+torch.set_num_threads(1)
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "support.md"
 SERVED, REFUSED = "yes", "no"
@@ -72,6 +76,21 @@ HEADS: dict[str, Head] = {
     "seq2seq LM, the backbone's own": Head(type="seq2seq_lm", layers=0),
 }
 
+# Model strings over the packages that `tries_composition` publishes.
+COMPOSITIONS = {
+    "stack of two adapters": "stack(one, two)",
+    "stack of a language (MAD-X) and a task": "stack(language, one)",
+    "stack of LoRA and an adapter": "stack(lora, one)",
+    "stack of a prefix and an adapter": "stack(prefix, one)",
+    "fusion of two adapters": "fuse[fusion](one, two)",
+    "fusion of stacks": "fuse[fusion](stack(two, one), two)",
+    "fusion on top of a language": "stack(language, fuse[fusion](one, two))",
+    "average of adapters": "average(one:0.25, two:0.75)",
+    "average of LoRA": "average(lora:0.25, lora2:0.75)",
+    "average of stacks": "average(stack(one, two), stack(two, one))",
+    "average of kinds that differ": "average(one, lora)",
+}
+
 
 class Served:
     """A backbone with a store in memory: publishes as the server does, and runs what it has published."""
@@ -85,10 +104,10 @@ class Served:
         self.publisher = Publisher(self.store, router, self.backbone.spec, self.backbone.pooler is not None, has_lm_head)
         self.router, self.folder = router, folder
 
-    def publish(self, name: str, **fields: Any) -> None:
+    def publish(self, name: str, seed: int | None = None, **fields: Any) -> None:
         """Publishes a random package; raises StoreError where it is refused."""
         path = self.folder / f"{name}.safetensors"
-        path.write_bytes(package(Manifest(backbone=self.backbone.spec, **fields), seed=len(name)))
+        path.write_bytes(package(Manifest(backbone=self.backbone.spec, **fields), seed=crc32(name.encode()) if seed is None else seed))
         published = self.publisher.package(path, name, None, False).published
         self.engine.load(published.record.digest, self.engine.read(path, published.package.manifest))
 
@@ -135,23 +154,48 @@ def tries_head(served: Served, head: str) -> bool:
     return True
 
 
+def tries_composition(served: Served, composition: str) -> bool:
+    """The same for a model string in a request."""
+    model = COMPOSITIONS[composition]
+    kinds = {"one": "Pfeiffer", "two": "Pfeiffer", "language": "invertible (MAD-X)", "lora": "LoRA", "lora2": "LoRA", "prefix": "prefix"}
+    try:
+        for name, kind in kinds.items():
+            if name in model and name not in served.store.names():
+                served.publish(name, methods=KINDS[kind](served.backbone.spec))
+        if "fuse" in model and "fusion" not in served.store.names():
+            pins = [served.store.show(member).latest.pin for member in ("one", "two")]
+            served.publish("fusion", methods={"fusion": Fusion()}, composition=f"fuse[self]({', '.join(pins)})")
+        answer = served.answer(model, "hidden")["hidden"]
+    except StoreError:
+        return False
+    assert np.isfinite(answer).all()
+    assert np.abs(served.answer("base", "hidden")["hidden"] - answer).max() > 1e-3
+    return True
+
+
+TABLES: list[tuple[str, Any, Callable[[Served, str], bool]]] = [
+    ("kinds", KINDS, tries_kind),
+    ("heads", HEADS, tries_head),
+    ("compositions", COMPOSITIONS, tries_composition),
+]
+
+
 @cache
 def results() -> dict[tuple[str, str, str], bool]:
     """Every cell: (table, row, family) -> whether it is served."""
     found = {}
     for family in CONFIGS:
-        for table, rows, tries in (("kinds", KINDS, tries_kind), ("heads", HEADS, tries_head)):
+        for table, rows, tries in TABLES:
             with tempfile.TemporaryDirectory() as folder:
                 served = Served(family, Path(folder))
                 for row in rows:
-                    served.store = served.publisher.store
                     found[table, row, family] = tries(served, row)
     return found
 
 
 def tables() -> Iterator[tuple[str, str]]:
     """The document's tables by their names."""
-    for table, rows in (("kinds", KINDS), ("heads", HEADS)):
+    for table, rows, _ in TABLES:
         lines = [f"| | {' | '.join(CONFIGS)} |", f"|---|{'---|' * len(CONFIGS)}"]
         for row in rows:
             cells = [SERVED if results()[table, row, family] else REFUSED for family in CONFIGS]
@@ -165,11 +209,27 @@ def marked(text: str, table: str) -> tuple[int, int]:
     return text.index(begin) + len(begin), text.index(end)
 
 
-@pytest.mark.parametrize("table", ["kinds", "heads"])
+@pytest.mark.parametrize("table", [table for table, _, _ in TABLES])
 def test_the_document_says_what_is_served(table: str) -> None:
     text = DOCUMENT.read_text()
     start, end = marked(text, table)
     assert text[start:end] == dict(tables())[table], "run `python tests/server/test_support.py` and look at what has changed"
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_kinds_and_heads_combine_freely(family: str, tmp_path: Path) -> None:
+    """Every kind that a family is served with, under every head that it is served with."""
+    served = Served(family, tmp_path)
+    kinds = [kind for kind in KINDS if results()["kinds", kind, family] and kind != "AdapterFusion"]
+    heads = [head for head in HEADS if results()["heads", head, family]]
+    for kind in kinds:
+        served.publish("kind", seed=0, methods=KINDS[kind](served.backbone.spec))
+        for head in heads:
+            served.publish("both", seed=0, methods=KINDS[kind](served.backbone.spec), head=HEADS[head])
+            output = "embedding" if HEADS[head].type == "embedding" else "logits"
+            assert all(np.isfinite(array).all() for array in served.answer("both", output).values()), (kind, head)
+            difference = served.answer("both", "hidden")["hidden"] - served.answer("kind", "hidden")["hidden"]
+            assert np.abs(difference).max() <= 1e-5, (kind, head)
 
 
 def test_the_document_names_every_family() -> None:
