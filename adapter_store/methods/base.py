@@ -1,6 +1,8 @@
 """What the configs of all methods share: frozen values, the backbone they are made for, activations by name."""
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from adapter_store.families import ADDRESS, LINEARS
 
@@ -43,6 +45,10 @@ def activation(name: str) -> str:
         return ACTIVATIONS[name.lower()]
     except KeyError:
         raise ValueError(f"unknown activation '{name[:40]}'; known are {', '.join(sorted(ACTIVATIONS))}") from None
+
+
+# A name that is known, as its canonical one.
+Activation = Annotated[str, AfterValidator(activation)]
 
 
 class Frozen(BaseModel):
@@ -113,3 +119,7 @@ def check_layers(value: tuple[int, ...]) -> tuple[int, ...]:
     if any(not 0 <= layer < 1024 for layer in value):
         raise ValueError("leave_out must hold layer numbers from 0 on")
     return tuple(sorted(set(value)))
+
+
+# Layers that a method leaves alone (AdapterDrop, arXiv 2010.11918).
+Layers = Annotated[tuple[int, ...], AfterValidator(check_layers)]

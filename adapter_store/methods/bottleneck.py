@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from adapter_store.families import Site
-from adapter_store.methods.base import LEAST_DIVISOR, Backbone, Frozen, Shape, activation, check_layers
+from adapter_store.methods.base import LEAST_DIVISOR, Activation, Backbone, Frozen, Layers, Shape
 
 MAX_BOTTLENECK = 4096
 MAX_PHM_DIM = 256
@@ -24,7 +24,7 @@ class Bottleneck(Frozen):
     output_adapter: bool = True
     cross_adapter: bool = False
     reduction_factor: float | dict[str, float] = 16.0
-    non_linearity: str = "relu"
+    non_linearity: Activation = "relu"
     scaling: float | Literal["learned", "channel"] = 1.0
     is_parallel: bool = False
     use_gating: bool = False
@@ -34,7 +34,7 @@ class Bottleneck(Frozen):
     ln_after: bool = False
     residual_before_ln: bool | Literal["post_add"] = True
     adapter_residual_before_ln: bool = False
-    leave_out: tuple[int, ...] = ()
+    leave_out: Layers = ()
     phm_layer: bool = False
     phm_dim: int = Field(default=4, ge=1, le=MAX_PHM_DIM)
     phm_rank: int = Field(default=1, ge=1, le=MAX_BOTTLENECK)
@@ -43,16 +43,6 @@ class Bottleneck(Frozen):
     factorized_phm_rule: bool = False
     shared_phm_rule: bool = True
     shared_W_phm: bool = False  # noqa: N815
-
-    @field_validator("non_linearity")
-    @classmethod
-    def _known_activation(cls, value: str) -> str:
-        return activation(value)
-
-    @field_validator("leave_out")
-    @classmethod
-    def _sorted_layers(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        return check_layers(value)
 
     @field_validator("reduction_factor")
     @classmethod

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from adapter_store.families import Site
-from adapter_store.methods.base import LEAST_DIVISOR, Backbone, Frozen, Shape, activation, check_layers
+from adapter_store.methods.base import LEAST_DIVISOR, Activation, Backbone, Frozen, Layers, Shape
 
 
 class Fusion(Frozen):
@@ -17,7 +17,7 @@ class Fusion(Frozen):
 
     method: Literal["fusion"] = "fusion"
     sites: tuple[Site, ...] = Field(default=("output",), min_length=1)
-    leave_out: tuple[int, ...] = ()
+    leave_out: Layers = ()
     query: bool = True
     key: bool = True
     value: bool = True
@@ -25,11 +25,6 @@ class Fusion(Frozen):
     value_before_softmax: bool = True
     residual_before: bool = False
     temperature: float = Field(default=1.0, ge=LEAST_DIVISOR)
-
-    @field_validator("leave_out")
-    @classmethod
-    def _sorted_layers(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        return check_layers(value)
 
     @model_validator(mode="after")
     def _distinct(self) -> "Fusion":
@@ -69,13 +64,8 @@ class Invertible(Frozen):
     """
 
     method: Literal["invertible"] = "invertible"
-    non_linearity: str = "relu"
+    non_linearity: Activation = "relu"
     reduction_factor: float = Field(default=2.0, ge=LEAST_DIVISOR)
-
-    @field_validator("non_linearity")
-    @classmethod
-    def _known_activation(cls, value: str) -> str:
-        return activation(value)
 
     def least(self, backbone: Backbone) -> int:
         """No package of this method has fewer tensors."""

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from adapter_store.methods.base import Backbone, Frozen, Shape, activation, check_layers
+from adapter_store.methods.base import Activation, Backbone, Frozen, Layers, Shape
 
 Group = Literal["self", "encoder", "cross"]
 MAX_PREFIX = 4096
@@ -24,21 +24,11 @@ class Prefix(Frozen):
     groups: tuple[Group, ...] = ("self",)
     flat: bool = True
     bottleneck_size: int = Field(default=512, ge=1, le=65536)
-    non_linearity: str = "tanh"
+    non_linearity: Activation = "tanh"
     shift_positions: bool = False
     use_gating: bool = False
     shared_gating: bool = True
-    leave_out: tuple[int, ...] = ()
-
-    @field_validator("non_linearity")
-    @classmethod
-    def _known_activation(cls, value: str) -> str:
-        return activation(value)
-
-    @field_validator("leave_out")
-    @classmethod
-    def _sorted_layers(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        return check_layers(value)
+    leave_out: Layers = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Prefix":
