@@ -1,35 +1,40 @@
 """The straight line of a request: route -> encode -> scheduler -> engine -> decode. Every convention of the wire calls `answer`."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence as Rows
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from server.core import Outputs, Route, Sequence
 from server.errors import ApiError, as_api_error
 from server.residency import Residency
 from server.router import Router
 from server.scheduler import Scheduler
+from server.tasks.answers import Reading, answer_of, attention
 from server.tasks.encode import Encoded, Encoder, Text
 from server.tasks.parameters import Parameters
-from server.tasks.rows import DECODERS, Prepared, Source, at_masks, prepare, raw, readout_of
-from server.tasks.words import attention
+from server.tasks.rows import AskedOutput, Prepared, Source, prepare, raised
 
 __all__ = ["Answer", "Ask", "AskedOutput", "Inference", "Parameters", "Source", "Timing"]
 
-AskedOutput = Literal["decoded", "logits", "hidden", "encoder_hidden", "embedding"]
+log = logging.getLogger(__name__)
+
+# Numbers that the language-model heads of one request may answer with: [tokens, vocabulary] is large.
+MAX_VALUES = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One input on one model: what to run, on what, and what to answer."""
+    """One input on one model: what to run, on what, and what to answer. `fault` is what was wrong before it could be asked."""
 
     model: str
     source: Source
     parameters: Parameters = field(default_factory=Parameters)
     output: AskedOutput = "decoded"
+    fault: ApiError | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -72,22 +77,39 @@ class Inference:
         answers = [self._routed(ask) for ask in asks]
         await asyncio.get_running_loop().run_in_executor(self.workers, self._prepare, asks, answers)
         timing = Timing(tokenization=time.perf_counter() - began)
-        rows = {i: _sequences(answer) for i, answer in enumerate(answers) if answer.error is None}
+        rows = {i: _sequences(one) for i, one in enumerate(answers) if one.error is None}
+        self._check_size(rows, answers)
+        outputs = await self._run(rows, answers, timing)
+        readings = {i: self._reading(asks[i], answers[i], some) for i, some in outputs.items()}
+        if any(reading.slow for reading in readings.values()):
+            await asyncio.get_running_loop().run_in_executor(self.workers, _finish, readings, answers)
+        else:
+            _finish(readings, answers)
+        timing.total = time.perf_counter() - began
+        return answers, timing
+
+    def _check_size(self, rows: dict[int, list[Sequence]], answers: list[Answer]) -> None:
+        """Raises ApiError for a request that would run or answer too much, windows and choices counted."""
         count = sum(map(len, rows.values()))
         if count > self.max_rows:
             raise ApiError(
                 422, "too_many_rows", f"The request makes {count} rows and the limit is {self.max_rows}: send fewer inputs at a time."
             )
-        for i, outputs in (await self._run(rows, answers, timing)).items():
-            self._finish(asks[i], answers[i], outputs)
-        timing.total = time.perf_counter() - began
-        return answers, timing
+        values = sum(one.prepared.values for one in answers if one.error is None and one.prepared is not None)
+        if values > MAX_VALUES:
+            raise ApiError(
+                422,
+                "too_many_values",
+                f"The request asks for {values} numbers of a vocabulary and the limit is {MAX_VALUES}: send fewer or shorter inputs.",
+            )
 
     def _routed(self, ask: Ask) -> Answer:
+        if ask.fault is not None:
+            return Answer(error=ask.fault)
         try:
             return Answer(self.router.route(ask.model))
         except Exception as error:
-            return Answer(error=as_api_error(error))
+            return Answer(error=_fault(error))
 
     def _prepare(self, asks: Rows[Ask], answers: list[Answer]) -> None:
         """Tokenizes each distinct text once (a fan-out asks the same text many times) and makes the rows of every ask."""
@@ -100,25 +122,14 @@ class Inference:
 
     def _prepare_one(self, ask: Ask, answer: Answer, encoded: Rows[Encoded | ApiError]) -> None:
         assert answer.route is not None
-        source, head = ask.source, answer.route.head
         try:
-            whole: list[Encoded] = []
-            for one in encoded:
-                if isinstance(one, ApiError):
-                    raise one
-                whole.append(one)
-            has_decoder = source.decoder_text is not None or source.decoder_ids is not None
-            if has_decoder and not self.encoder.ids.encoder_decoder:
-                raise ApiError(400, "no_decoder", "The backbone has no decoder: leave out decoder_text and decoder_input_ids.", "inputs")
-            readout = readout_of(answer.route, ask.output, ask.parameters, has_decoder)
-            prepared = prepare(self.encoder, answer.route, source, whole, readout, ask.parameters)
-            if ask.output == "decoded" and head is not None and head.type == "masked_lm":
-                prepared = at_masks(self.encoder, prepared)
+            whole = [raised(one) for one in encoded]
+            prepared = prepare(self.encoder, answer.route, ask.source, ask.output, ask.parameters, whole, self.max_rows)
             answer.prepared = prepared
             answer.tokens = sum(len(one.input_ids) for one in prepared.encoded)
             answer.truncated = any(one.truncated for one in prepared.encoded)
         except Exception as error:
-            answer.error = as_api_error(error)
+            answer.error = _fault(error)
 
     async def _run(self, rows: dict[int, list[Sequence]], answers: list[Answer], timing: Timing) -> dict[int, list[Outputs]]:
         """The outputs of every ask whose packages could be made resident."""
@@ -129,7 +140,7 @@ class Inference:
                     held += await self.residency.acquire(route.digests)
                 except Exception as error:
                     for i in [i for i, sequences in rows.items() if sequences[0].route == route]:
-                        answers[i].error = as_api_error(error)
+                        answers[i].error = _fault(error)
                         del rows[i]
             if not rows:
                 return {}
@@ -140,19 +151,29 @@ class Inference:
         finally:
             self.residency.release(held)
 
-    def _finish(self, ask: Ask, answer: Answer, outputs: list[Outputs]) -> None:
+    def _reading(self, ask: Ask, answer: Answer, outputs: list[Outputs]) -> Reading:
         assert answer.route is not None
         assert answer.prepared is not None
-        head = answer.route.head
+        return Reading(self.encoder, answer.route, ask.source, ask.output, ask.parameters, answer.prepared, outputs)
+
+
+def _finish(readings: dict[int, Reading], answers: list[Answer]) -> None:
+    """Makes each answer of what was read."""
+    for i, reading in readings.items():
         try:
-            if ask.output != "decoded" or head is None or head.type == "embedding":
-                answer.value = raw(answer.route, ask.source, outputs, ask.output, answer.prepared.encoded)
-            else:
-                answer.value = DECODERS[head.type](self.encoder, head, ask.source, answer.prepared, outputs, ask.parameters)
-            if ask.parameters.explain:
-                answer.attention = attention(outputs[0], answer.route.fusion_members)
-        except ApiError as error:
-            answer.error = error
+            answers[i].value = answer_of(reading)
+            if reading.parameters.explain:
+                answers[i].attention = attention(reading)
+        except Exception as error:
+            answers[i].error = _fault(error)
+
+
+def _fault(error: Exception) -> ApiError:
+    """The error of one row; what is the server's own fault goes to its log."""
+    fault = as_api_error(error)
+    if fault.status == 500:
+        log.error("a row failed", exc_info=error)
+    return fault
 
 
 def _texts(ask: Ask, answer: Answer) -> list[Text]:
@@ -164,5 +185,6 @@ def _sequences(answer: Answer) -> list[Sequence]:
     assert answer.prepared is not None
     ready = answer.prepared
     return [
-        Sequence(answer.route, one.input_ids, one.type_ids, ready.readout, ready.decoder_ids, ready.word_starts) for one in ready.encoded
+        Sequence(answer.route, one.input_ids, one.type_ids, ready.readout, decoder, ready.word_starts)
+        for one, decoder in zip(ready.encoded, ready.decoder_ids, strict=True)
     ]

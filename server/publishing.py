@@ -92,9 +92,8 @@ class Publisher:
             try:
                 pins[member] = self.store.resolve(parse_reference(members.get(member, member))).pin
             except StoreError as error:
-                raise type(error)(
-                    f"{error} The fusion's member {shown(member)} must be published first, or be named with member=."
-                ) from None
+                told = "must be published first, or be given another name with member=MEMBER=NAME (turret push --member)."
+                raise type(error)(f"{error} The fusion's member {shown(member)} {told}") from None
         return pins
 
     def _setup(self, steps: Sequence[Step], folder: Path, alias: str | None, only_new: bool) -> Uploaded:

@@ -1,13 +1,11 @@
 """Hugging Face's inference convention: `InferenceClient(model="http://host/models/NAME")`. The task comes from the adapter."""
 
-from typing import Any
-
 import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from server.api.inputs import Input, as_source, is_batch
+from server.api.inputs import Inputs, SimilarityInput, is_batch, sources, validated
 from server.api.wire import count_rows, json_response, raise_first_error, services, timing_headers, while_connected
 from server.core import Route
 from server.errors import ApiError
@@ -25,21 +23,12 @@ class HubParameters(Parameters):
     adapter_id: str | None = None
 
 
-class SimilarityInput(BaseModel):
-    """A sentence and those that it is compared with."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    source_sentence: str
-    sentences: list[str] = Field(min_length=1)
-
-
 class HubRequest(BaseModel):
     """`inputs` and `parameters`; for embeddings `normalize` and `truncate` may stand at the root. Other root keys are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
-    inputs: SimilarityInput | Input | list[Input]
+    inputs: Inputs
     parameters: HubParameters = Field(default_factory=HubParameters)
     normalize: bool | None = None
     truncate: bool | None = None
@@ -54,37 +43,48 @@ async def run_model(request: Request, model: str, body: HubRequest) -> Response:
     parameters = parameters.model_copy(update=overrides)
     model = parameters.adapter_id or model
     route = services(request).router.route(model)
-    if isinstance(body.inputs, SimilarityInput):
-        return await _similar(request, model, body.inputs, parameters)
+    if parameters.explain:
+        raise ApiError(400, "no_place", "Answers of this convention have no place for attention: ask through /v1/predict.", "parameters")
+    if isinstance(body.inputs, dict) and ("source_sentence" in body.inputs or "sentences" in body.inputs):
+        return await _similar(request, model, route, validated(SimilarityInput, body.inputs, "inputs"), parameters)
     batch = is_batch(body.inputs)
-    inputs: list[Any] = body.inputs if batch else [body.inputs]  # type: ignore[assignment]
-    if not inputs:
+    if body.inputs == []:
         raise ApiError(422, "empty_input", "'inputs' is empty: send at least one text.", "inputs")
+    _check_rows(request, len(body.inputs) if batch else 1)
     output: AskedOutput = "decoded" if route.head is not None else "embedding"
-    answers, timing = await _answers(request, [Ask(model, as_source(value), parameters, output) for value in inputs])
+    answers, timing = await _answers(request, [Ask(model, one, parameters, output) for one in sources(body.inputs)])
     values = [answer.value for answer in answers]
     nested = batch or task_of(route) not in ALONE
     return json_response(values if nested else values[0], headers=timing_headers(answers, timing))
 
 
-async def _similar(request: Request, model: str, inputs: SimilarityInput, parameters: Parameters) -> Response:
+async def _similar(request: Request, model: str, route: Route, inputs: SimilarityInput, parameters: Parameters) -> Response:
     """The cosine of the source sentence's vector with each other's."""
+    if task_of(route) != "feature-extraction":
+        raise ApiError(
+            400, "wrong_task", f"The task of '{route.model}' is {route.task}: sentences are compared by a model of embeddings.", "inputs"
+        )
     sentences = [inputs.source_sentence, *inputs.sentences]
+    _check_rows(request, len(sentences))
     answers, timing = await _answers(request, [Ask(model, Source(sentence), parameters, "embedding") for sentence in sentences])
     vectors = np.stack([answer.value for answer in answers])
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return json_response((vectors[1:] @ vectors[0]).astype(float).tolist(), headers=timing_headers(answers, timing))
+    return json_response(np.clip(vectors[1:] @ vectors[0], -1, 1).astype(float).tolist(), headers=timing_headers(answers, timing))
 
 
 async def _answers(request: Request, asks: list[Ask]) -> tuple[list[Answer], Timing]:
     """The answers of all asks, or the first one's error."""
     app = services(request)
-    if len(asks) > app.settings.max_rows:
-        raise ApiError(422, "too_many_rows", f"The request has {len(asks)} inputs and the limit is {app.settings.max_rows}.")
     answers, timing = await while_connected(request, app.inference.answer(asks))
     count_rows(app, answers)
     raise_first_error(answers)
     return answers, timing
+
+
+def _check_rows(request: Request, rows: int) -> None:
+    limit = services(request).settings.max_rows
+    if rows > limit:
+        raise ApiError(422, "too_many_rows", f"The request has {rows} inputs and the limit is {limit}: send fewer at a time.")
 
 
 @router.get("/models/{model:path}/health", summary="Whether a model can be called")

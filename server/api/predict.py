@@ -8,13 +8,15 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
-from server.api.inputs import Input, as_source, is_batch
+from server.api.inputs import Input, Inputs, is_batch, source, sources
 from server.api.wire import count_rows, json_response, services, timing_headers, while_connected
-from server.errors import ApiError, detail
+from server.errors import ApiError, as_api_error, detail
 from server.inference import Answer, Ask, AskedOutput, Parameters, Timing
 from server.tasks.decode import raw
 
 router = APIRouter(tags=["predict"])
+
+Channels = Callable[[str], tuple[str, ...]]
 
 
 class Row(BaseModel):
@@ -34,7 +36,7 @@ class PredictRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str | list[str] | None = Field(default=None, description="one model, or a list for a fan-out")
-    inputs: Input | list[Input] | None = None
+    inputs: Inputs = None
     parameters: Parameters = Field(default_factory=Parameters)
     output: AskedOutput = "decoded"
     requests: list[Row] | None = None
@@ -58,43 +60,50 @@ class PredictRequest(BaseModel):
         """One model on one input, so that its error is the request's."""
         return self.requests is None and isinstance(self.model, str) and not is_batch(self.inputs)
 
-    def asks(self, channels: Callable[[str], tuple[str, ...]]) -> list[Ask]:
+    def asks(self, channels: Channels, max_rows: int) -> list[Ask]:
         """The asks of the request: for a fan-out over a list, all models of the first input, then of the second ...
 
-        `channels` says which models a model string stands for, more than one for a parallel.
+        `channels` says which models a model string stands for, more than one for a parallel. Raises ApiError for more than `max_rows`.
         """
         if self.requests is not None:
-            return [
-                Ask(model, as_source(row.inputs), row.parameters, row.output)
-                for row in self.requests
-                for model in _channels(channels, row.model)
+            _check_rows(len(self.requests), max_rows)
+            sources_ = [source(row.inputs, f"requests[{number}].inputs") for number, row in enumerate(self.requests)]
+            asks = [
+                Ask(model, one, row.parameters, row.output, fault)
+                for row, one in zip(self.requests, sources_, strict=True)
+                for model, fault in _spread(channels, row.model)
             ]
+            _check_rows(len(asks), max_rows)
+            return asks
         models = [self.model] if isinstance(self.model, str) else self.model or []
-        spread = [channel for model in models for channel in _channels(channels, model)]
-        inputs: list[Any] = self.inputs if is_batch(self.inputs) else [self.inputs]  # type: ignore[assignment]
-        return [Ask(model, as_source(one), self.parameters, self.output) for one in inputs for model in spread]
+        _check_rows(len(models) * (len(self.inputs) if is_batch(self.inputs) else 1), max_rows)
+        spread = [channel for model in models for channel in _spread(channels, model)]
+        inputs = sources(self.inputs)
+        _check_rows(len(spread) * len(inputs), max_rows)
+        return [Ask(model, one, self.parameters, self.output, fault) for one in inputs for model, fault in spread]
 
 
-def _channels(channels: Callable[[str], tuple[str, ...]], model: str) -> tuple[str, ...]:
-    """A model string that cannot be resolved stands for itself: its row tells what is wrong."""
+def _spread(channels: Channels, model: str) -> list[tuple[str, ApiError | None]]:
+    """The models that a model string stands for; one that cannot be resolved stands for itself, and its row tells what is wrong."""
     try:
-        return channels(model)
-    except Exception:
-        return (model,)
+        return [(channel, None) for channel in channels(model)]
+    except Exception as error:
+        return [(model, as_api_error(error))]
+
+
+def _check_rows(rows: int, limit: int) -> None:
+    if rows > limit:
+        raise ApiError(422, "too_many_rows", f"The request has {rows} rows and the limit is {limit}: send fewer at a time.")
 
 
 @router.post("/v1/predict", summary="Predict with one model, many models, or mixed rows")
 async def predict(request: Request, body: PredictRequest) -> Response:
     """Answers `{"results": [...], "timing": {...}}`, one result per row in order. The error of one row is in its result."""
     app = services(request)
-    asks = body.asks(app.router.channels)
-    if len(asks) > app.settings.max_rows:
-        raise ApiError(
-            422, "too_many_rows", f"The request has {len(asks)} rows and the limit is {app.settings.max_rows}: send fewer at a time."
-        )
+    asks = body.asks(app.router.channels, app.settings.max_rows)
     answers, timing = await while_connected(request, app.inference.answer(asks))
     count_rows(app, answers)
-    if body.single and answers[0].error is not None:
+    if body.single and len(answers) == 1 and answers[0].error is not None:
         raise answers[0].error
     results = [_result(ask, answer) for ask, answer in zip(asks, answers, strict=True)]
     return json_response({"results": results, "timing": _timing(timing)}, headers=timing_headers(answers, timing))

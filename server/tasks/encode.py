@@ -92,6 +92,8 @@ class Encoder:
         truncated = len(asked.ids) > rules.max_question_tokens
         if truncated:
             (asked,) = _pieces(asked, [(0, rules.max_question_tokens)])
+        if not asked.ids:
+            return ApiError(422, "empty_input", "The question has no tokens: send some text.", "inputs")
         if not read.ids:
             return ApiError(422, "empty_context", "The context has no tokens an answer could be taken from: send some text.", "inputs")
         count, room = len(read.ids), rules.max_tokens - len(asked.ids) - self.tokenizer.num_special_tokens_to_add(True)
@@ -170,9 +172,9 @@ class Encoder:
         if room < 1:
             return None
         sizes = _longest_first(len(first.ids), 0 if second is None else len(second.ids), room)
-        first, second = (
-            None if encoding is None else _pieces(encoding, [(0, size)])[0] for encoding, size in zip((first, second), sizes, strict=True)
-        )
+        (first,) = _pieces(first, [(0, sizes[0])])
+        if second is not None:
+            (second,) = _pieces(second, [(0, sizes[1])])
         return self.tokenizer.post_process(first, second)
 
     def _from_ids(self, text: Text) -> Encoded | ApiError:
@@ -209,7 +211,12 @@ def _pieces(encoding: Encoding, spans: Sequence[tuple[int, int]]) -> list[Encodi
     `Encoding.truncate` would keep all that it cuts off, and post-processing a pair of such combines every rest of one text with
     every rest of the other: minutes for two long texts. So the parts are made of their columns, in the form that pickle uses.
     """
-    columns = {"ids": encoding.ids, "tokens": encoding.tokens, "words": encoding.word_ids, "offsets": encoding.offsets}
+    columns: dict[str, list[Any]] = {
+        "ids": encoding.ids,
+        "tokens": encoding.tokens,
+        "words": encoding.word_ids,
+        "offsets": encoding.offsets,
+    }
     pieces = []
     for start, end in spans:
         state: dict[str, Any] = {name: column[start:end] for name, column in columns.items()}

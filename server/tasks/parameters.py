@@ -21,9 +21,9 @@ class Parameters(BaseModel):
     explain: bool = Field(default=False, description="add what each fusion attended to, per layer, site and token")
     targets: tuple[str, ...] | None = Field(default=None, description="fill-mask: only these words", max_length=1024)
     doc_stride: int | None = Field(default=None, ge=0, description="question answering: tokens that windows of a context share")
-    max_seq_len: int = Field(default=384, ge=8, description="question answering: tokens of a window")
-    max_question_len: int = Field(default=64, ge=1, description="question answering: tokens of the question")
-    max_answer_len: int = Field(default=15, ge=1, description="question answering: tokens of an answer")
+    max_seq_len: int = Field(default=384, ge=8, le=8192, description="question answering: tokens of a window")
+    max_question_len: int = Field(default=64, ge=1, le=8192, description="question answering: tokens of the question")
+    max_answer_len: int = Field(default=15, ge=1, le=512, description="question answering: tokens of an answer")
     handle_impossible_answer: bool = Field(default=False, description="question answering: allow an empty answer")
     align_to_words: bool = Field(default=True, description="question answering: widen an answer to whole words")
 

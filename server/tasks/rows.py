@@ -1,26 +1,39 @@
-"""From one input to the rows that the engine runs, and back to one answer: what each task asks of its input, as a table.
+"""From one input to the rows that the engine runs: what each task asks of its input, as a table.
 
-Most inputs are one row. A question is a row for each window of its context, a choice is a row for each option.
+Most inputs are one row. A question is a row for each window of its context, choices are a row each.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from adapter_store.manifest import SENTENCE_HEADS, Head
-from server.core import Array, Ints, Output, Outputs, Readout, Route
+from adapter_store.manifest import LM_HEADS, SENTENCE_HEADS, Head
+from server.core import Ints, Output, Readout, Route
 from server.errors import ApiError
-from server.tasks import decode, spans, words
+from server.tasks import words
 from server.tasks.encode import Encoded, Encoder, Text, WindowRules
 from server.tasks.parameters import Parameters
+
+AskedOutput = Literal["decoded", "logits", "hidden", "encoder_hidden", "embedding"]
+Kind = Literal["text", "question", "choices"]
+
+# Kind of input -> how it is written.
+WRITTEN: dict[Kind, str] = {"text": "a text", "question": '{"question", "context"}', "choices": '{"text", "choices": [...]}'}
+
+# Head type -> the kind of input that its answers are about; of all others a text.
+TAKES: dict[str, Kind] = {"question_answering": "question", "multiple_choice": "choices"}
+
+# Words that one fill-mask input may be answered with, over all of its masks; answers that a question may have.
+MAX_FILLED = 4096
+MAX_ANSWERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One input of the wire. Of `text`, `token_ids`, `question` (with its context) and `choices` one is given."""
+    """One input of the wire. Of `text`, `token_ids`, `question` (with its context) and `choices` (a text may stand before) one is given."""
 
     text: str | None = None
     pair: str | None = None
@@ -32,104 +45,82 @@ class Source:
     decoder_ids: tuple[int, ...] | None = None
     word_starts: tuple[int, ...] | None = None
 
+    @property
+    def kind(self) -> Kind:
+        return "question" if self.question is not None else "choices" if self.choices is not None else "text"
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether it says what the decoder is given."""
+        return self.decoder_text is not None or self.decoder_ids is not None
+
     def texts(self, truncate: bool, reserved: int) -> list[Text]:
         """What is tokenized as a whole: one text, or one for each choice. A question is cut in windows instead."""
         if self.question is not None:
             return []
         if self.choices is None:
             return [Text(self.text or "", self.pair, self.token_ids, truncate, reserved)]
-        texts = []
-        for choice in self.choices:
-            if isinstance(choice, tuple):
-                texts.append(Text(token_ids=choice, truncate=truncate, reserved=reserved))
-            else:
-                texts.append(
-                    Text(choice if self.text is None else self.text, None if self.text is None else choice, None, truncate, reserved)
-                )
-        return texts
+        return [self._choice(choice, truncate, reserved) for choice in self.choices]
+
+    def _choice(self, choice: "str | tuple[int, ...]", truncate: bool, reserved: int) -> Text:
+        """A choice behind the text, if there is one; token ids are taken as they are."""
+        if isinstance(choice, tuple):
+            return Text(token_ids=choice, truncate=truncate, reserved=reserved)
+        if self.text is None:
+            return Text(choice, truncate=truncate, reserved=reserved)
+        return Text(self.text, choice, truncate=truncate, reserved=reserved)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """An input's rows: their tokens, and the decoder's, the words' and the masks' places where the task has such."""
+    """An input's rows: the tokens of each and of its decoder (None without), and where the words begin.
+
+    values: how many numbers a language-model head answers with.
+    """
 
     encoded: tuple[Encoded, ...]
     readout: Readout
-    decoder_ids: Ints | None = None
+    decoder_ids: tuple[Ints | None, ...]
     word_starts: tuple[int, ...] = ()
+    values: int = 0
 
 
 def prepare(
-    encoder: Encoder, route: Route, source: Source, encoded: Sequence[Encoded], readout: Readout, parameters: Parameters
+    encoder: Encoder,
+    route: Route,
+    source: Source,
+    output: AskedOutput,
+    parameters: Parameters,
+    encoded: Sequence[Encoded],
+    max_rows: int,
 ) -> Prepared:
     """The rows of an input whose texts are tokenized; raises ApiError where the input does not fit the task."""
+    readout = readout_of(route, output, parameters, source.has_decoder)
     head = route.head if readout.output == "logits" else None
-    check_source(route, head, source)
+    _check_kind(route, head, source, output)
+    if source.has_decoder and not encoder.ids.encoder_decoder:
+        raise ApiError(400, "no_decoder", "The backbone has no decoder: leave out decoder_text and decoder_input_ids.", "inputs")
     if source.question is not None:
+        if parameters.answers > MAX_ANSWERS:
+            raise ApiError(422, "too_many_answers", f"A question has at most {MAX_ANSWERS} answers: lower top_k.", "parameters.top_k")
         limit = min(parameters.max_seq_len, encoder.max_tokens - route.reserved)
-        rules = WindowRules(limit, parameters.doc_stride, parameters.max_question_len)
-        encoded = _raised(encoder.windows(source.question, source.context, rules))
-    decoder = None
-    if source.decoder_text is not None or source.decoder_ids is not None:
-        decoder = _raised(encoder.decoder_ids(source.decoder_text, source.decoder_ids))
-    elif encoder.ids.encoder_decoder and head is not None and head.type != "embedding":
-        if head.type in SENTENCE_HEADS:
-            _check_end(encoder, encoded[0].input_ids)
-        decoder = encoder.shifted(encoded[0].input_ids) if head.type != "seq2seq_lm" else _raised(encoder.decoder_ids("", None))
-    starts: tuple[int, ...] = ()
-    if head is not None and head.type == "dependency_parsing":
-        starts = _word_starts(source, encoded[0])
-    return Prepared(tuple(encoded), readout, decoder, starts)
+        rules = WindowRules(limit, parameters.doc_stride, parameters.max_question_len, max_rows)
+        encoded = raised(encoder.windows(source.question, source.context, rules))
+    decoder_ids = _decoder_ids(encoder, head, readout, source, encoded)
+    starts = _word_starts(source, encoded[0]) if head is not None and head.type == "dependency_parsing" else ()
+    if head is not None and head.type == "masked_lm" and output == "decoded":
+        readout = replace(readout, positions=_masks(encoder, encoded[0], parameters))
+    return Prepared(tuple(encoded), readout, decoder_ids, starts, _values(encoder, head, readout, encoded, decoder_ids))
 
 
-def check_source(route: Route, head: Head | None, source: Source) -> None:
-    """Raises ApiError for an input of another task than the route's."""
-    wanted = {"question_answering": "a question and its context", "multiple_choice": "choices"}
-    for given, kind, words_ in (
-        (source.question is not None, "question_answering", "a question"),
-        (source.choices is not None, "multiple_choice", "choices"),
-    ):
-        if given and (head is None or head.type != kind):
-            does = f"its task is {route.task}" if route.task and head is not None else "it is not asked for logits or answers"
-            raise ApiError(
-                400,
-                "wrong_task",
-                f"'{route.model}' does not take {words_}: {does}; send {wanted.get(head.type if head else '', 'a text')}.",
-                "inputs",
-            )
-
-
-def _check_end(encoder: Encoder, ids: Ints) -> None:
-    if encoder.ids.eos_token_id not in ids:
-        raise ApiError(
-            422,
-            "no_end_token",
-            "The input must hold the model's end token, which this head reads at: send a text, or ids with it.",
-            "inputs",
-        )
-
-
-def _word_starts(source: Source, encoded: Encoded) -> tuple[int, ...]:
-    starts = source.word_starts
-    if starts is None:
-        if encoded.encoding is None:
-            raise ApiError(400, "no_words", "Token ids do not tell where words begin: send word_starts beside them.", "inputs")
-        starts = words.word_starts(encoded)
-    sound = all(a < b for a, b in pairwise(starts)) and (not starts or (starts[0] >= 0 and starts[-1] <= len(encoded.input_ids)))
-    if len(starts) < 2 or not sound:
-        raise ApiError(
-            422, "invalid_words", "word_starts must rise from the first word's first token to the token behind the last word.", "inputs"
-        )
-    return starts
-
-
-def _raised(value: Any) -> Any:
+def raised(value: Any) -> Any:
+    """The value, unless it is an ApiError."""
     if isinstance(value, ApiError):
         raise value
     return value
 
 
-def readout_of(route: Route, output: str, parameters: Parameters, has_decoder: bool) -> Readout:
+def readout_of(route: Route, output: AskedOutput, parameters: Parameters, has_decoder: bool) -> Readout:
     """What the engine reads out for an ask; raises ApiError where the route has no such output."""
     head, explain = route.head, parameters.explain
     if explain and not route.fusion_members:
@@ -159,88 +150,93 @@ def readout_of(route: Route, output: str, parameters: Parameters, has_decoder: b
     return Readout("logits", explain=explain)
 
 
-def at_masks(encoder: Encoder, prepared: Prepared) -> Prepared:
-    """A fill-mask input, of which only the mask tokens are read; raises ApiError."""
-    places = _raised(words.masks(prepared.encoded[0].input_ids, encoder.mask_token, encoder.mask_token_id))
-    return replace(prepared, readout=replace(prepared.readout, positions=places))
+def _check_kind(route: Route, head: Head | None, source: Source, output: AskedOutput) -> None:
+    """Raises ApiError for an input of another task than the route's."""
+    kind = source.kind
+    if head is None:
+        if kind != "text":
+            sentence = f"Output '{output if output != 'decoded' else 'embedding'}' is of one text: send a text, not {WRITTEN[kind]}."
+            raise ApiError(400, "wrong_task", sentence, "inputs")
+        return
+    taken = TAKES.get(head.type, "text")
+    if kind == taken or (kind == "text" and output == "logits"):
+        return
+    sentence = f"The task of '{route.model}' is {route.task}: send {WRITTEN[taken]}"
+    if kind == "text":
+        raise ApiError(400, f"no_{taken}", f"{sentence}, or ask for output 'logits'.", "inputs")
+    raise ApiError(400, "wrong_task", f"{sentence}, not {WRITTEN[kind]}.", "inputs")
 
 
-# Answers
-
-Named = Outputs | Array
-
-
-def raw(route: Route, source: Source, outputs: Sequence[Outputs], output: str, windows: Sequence[Encoded]) -> Any:
-    """The arrays of an ask that wants numbers: one, or named ones; of several windows a list of them."""
-    if output in ("hidden", "encoder_hidden"):
-        return outputs[0]["hidden"]
-    if output == "embedding" or "embedding" in outputs[0]:
-        return outputs[0]["embedding"]
-    if source.choices is not None:
-        return np.concatenate([one["logits"] for one in outputs])
-    shown = [_named(one) for one in outputs]
-    if source.question is None or len(shown) == 1:
-        return shown[0]
-    return [one | {"offsets": window.encoding.offsets if window.encoding else None} for one, window in zip(shown, windows, strict=True)]
+def _decoder_ids(
+    encoder: Encoder, head: Head | None, readout: Readout, source: Source, encoded: Sequence[Encoded]
+) -> tuple[Ints | None, ...]:
+    """What the decoder of an encoder-decoder is given in each row: what the input says, else what the head reads."""
+    if not encoder.ids.encoder_decoder or readout.output not in ("logits", "hidden"):
+        return (None,) * len(encoded)
+    if source.has_decoder or (head is not None and head.type == "seq2seq_lm"):
+        given = raised(encoder.decoder_ids(source.decoder_text, source.decoder_ids))
+        decoders: tuple[Ints, ...] = (given,) * len(encoded)
+    else:
+        decoders = tuple(encoder.shifted(one.input_ids) for one in encoded)
+    if head is not None and head.type in SENTENCE_HEADS and head.pooling != "mean":
+        for one, decoder in zip(encoded, decoders, strict=True):
+            _check_end(encoder, one.input_ids, decoder)
+    return decoders
 
 
-def _named(outputs: Outputs) -> Any:
-    arrays = {name: array for name, array in outputs.items() if not name.startswith("attention.")}
-    return arrays["logits"] if list(arrays) == ["logits"] else arrays
+def _check_end(encoder: Encoder, ids: Ints, decoder: Ints) -> None:
+    """A sentence head of an encoder-decoder reads the decoder at the place of the input's last end token."""
+    end = encoder.ids.eos_token_id
+    places = np.flatnonzero(ids == end).tolist() if end is not None else []
+    if not places:
+        raise ApiError(
+            422,
+            "no_end_token",
+            "The input must hold the model's end token, which this head reads at: send a text, or ids with it.",
+            "inputs",
+        )
+    if places[-1] >= len(decoder):
+        raise ApiError(
+            422,
+            "decoder_too_short",
+            f"The decoder is given {len(decoder)} tokens, and this head reads it at token {places[-1] + 1}, where the input ends: "
+            "give it more, or nothing.",
+            "inputs",
+        )
 
 
-Decoder = Callable[[Encoder, Head, Source, Prepared, Sequence[Outputs], Parameters], Any]
+def _word_starts(source: Source, encoded: Encoded) -> tuple[int, ...]:
+    starts = source.word_starts
+    if starts is None:
+        if encoded.encoding is None:
+            raise ApiError(400, "no_words", "Token ids do not tell where words begin: send word_starts beside them.", "inputs")
+        starts = words.word_starts(encoded.encoding)
+    sound = all(a < b for a, b in pairwise(starts)) and (not starts or (starts[0] >= 0 and starts[-1] <= len(encoded.input_ids)))
+    if len(starts) < 2 or not sound:
+        raise ApiError(
+            422, "invalid_words", "word_starts must rise from the first word's first token to the token behind the last word.", "inputs"
+        )
+    return starts
 
 
-def _classified(
-    encoder: Encoder, head: Head, source: Source, prepared: Prepared, outputs: Sequence[Outputs], parameters: Parameters
-) -> Any:
-    return decode.classify(head, outputs[0]["logits"], parameters.function_to_apply, parameters.top_k)
+def _masks(encoder: Encoder, encoded: Encoded, parameters: Parameters) -> tuple[int, ...]:
+    """Where the masks of a fill-mask input are; only these tokens are read."""
+    places: tuple[int, ...] = raised(words.masks(encoded.input_ids, encoder.mask_token, encoder.mask_token_id))
+    each = encoder.vocabulary if parameters.targets is None else len(parameters.targets)
+    each = each if parameters.top_k is None else min(each, parameters.top_k)
+    if len(places) * each > MAX_FILLED:
+        raise ApiError(
+            422,
+            "too_many_answers",
+            f"{len(places)} masks with {each} words each are more than {MAX_FILLED} answers: lower top_k.",
+            "parameters.top_k",
+        )
+    return places
 
 
-def _tagged(encoder: Encoder, head: Head, source: Source, prepared: Prepared, outputs: Sequence[Outputs], parameters: Parameters) -> Any:
-    encoded = prepared.encoded[0]
-    if encoded.encoding is None:
-        raise ApiError(400, "no_text", "Entities point into a text and token ids have none: ask for output 'logits'.", "inputs")
-    strategy, ignored = parameters.aggregation_strategy, parameters.ignore_labels
-    return decode.tag(head, outputs[0]["logits"], source.text or "", encoded, strategy, ignored)
-
-
-def _answered(encoder: Encoder, head: Head, source: Source, prepared: Prepared, outputs: Sequence[Outputs], parameters: Parameters) -> Any:
-    if source.question is None:
-        raise ApiError(400, "no_question", 'Send inputs {"question", "context"}, or ask for output \'logits\'.', "inputs")
-    rules = spans.SpanRules(parameters.answers, parameters.max_answer_len, parameters.handle_impossible_answer, parameters.align_to_words)
-    found = spans.answers(prepared.encoded, outputs, source.context, rules)
-    if not found:
-        raise ApiError(422, "empty_context", "The context has no tokens an answer could be taken from: send some text.", "inputs")
-    return found[0] if parameters.answers == 1 else found
-
-
-def _chosen(encoder: Encoder, head: Head, source: Source, prepared: Prepared, outputs: Sequence[Outputs], parameters: Parameters) -> Any:
-    if source.choices is None:
-        raise ApiError(400, "no_choices", 'Send inputs {"text", "choices": [...]}, or ask for output \'logits\'.', "inputs")
-    names = [choice if isinstance(choice, str) else f"choice {number}" for number, choice in enumerate(source.choices)]
-    return words.choose(head, np.concatenate([one["logits"] for one in outputs]), names)
-
-
-def _parsed(encoder: Encoder, head: Head, source: Source, prepared: Prepared, outputs: Sequence[Outputs], parameters: Parameters) -> Any:
-    return words.parse(head, outputs[0], prepared.word_starts, prepared.encoded[0], source.text or "")
-
-
-def _filled(encoder: Encoder, head: Head, source: Source, prepared: Prepared, outputs: Sequence[Outputs], parameters: Parameters) -> Any:
-    places = prepared.readout.positions or ()
-    encoded = prepared.encoded[0]
-    return _raised(words.fill(encoder, encoded, places, outputs[0]["logits"], parameters.top_k, parameters.targets))
-
-
-# Head type -> how its numbers become an answer.
-DECODERS: dict[str, Decoder] = {
-    "classification": _classified,
-    "multilabel_classification": _classified,
-    "regression": _classified,
-    "tagging": _tagged,
-    "question_answering": _answered,
-    "multiple_choice": _chosen,
-    "dependency_parsing": _parsed,
-    "masked_lm": _filled,
-}
+def _values(encoder: Encoder, head: Head | None, readout: Readout, encoded: Sequence[Encoded], decoder_ids: Sequence[Ints | None]) -> int:
+    if head is None or head.type not in LM_HEADS:
+        return 0
+    read = [one.input_ids if decoder is None else decoder for one, decoder in zip(encoded, decoder_ids, strict=True)]
+    tokens = sum(map(len, read)) if readout.positions is None else len(readout.positions)
+    return tokens * (head.vocab_size or encoder.vocabulary)

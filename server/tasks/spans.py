@@ -54,7 +54,7 @@ def _probabilities(window: Encoded, start: Array, end: Array) -> tuple[Array, Ar
     sequences = window.encoding.sequence_ids
     inside = np.array([sequence == 1 for sequence in sequences])
     seen = inside.copy()
-    seen[0] = sequences[0] is None  # a special token before the question
+    seen[0] = sequences[0] is None  # a special token before the question, which is never empty
     p_start, p_end = _softmax(start, seen), _softmax(end, seen)
     nothing = float(p_start[0] * p_end[0])
     return np.where(inside, p_start, 0.0), np.where(inside, p_end, 0.0), nothing
@@ -94,3 +94,10 @@ def _words(window: Encoded, first: int, last: int) -> tuple[int, int] | None:
         return None
     start, end = encoding.word_to_chars(words[0], 1), encoding.word_to_chars(words[1], 1)
     return None if start is None or end is None else (start[0], end[1])
+
+
+def offsets(window: Encoded) -> list[tuple[int, int] | None]:
+    """Each token's characters in the context; None for the question's and special tokens."""
+    encoding = window.encoding
+    assert encoding is not None
+    return [span if sequence == 1 else None for span, sequence in zip(encoding.offsets, encoding.sequence_ids, strict=True)]

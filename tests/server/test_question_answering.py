@@ -55,7 +55,7 @@ def test_the_cases_are_of_all_kinds() -> None:
 
 @given(
     words=st.lists(st.sampled_from(WORDS), min_size=1, max_size=40),
-    asked=st.lists(st.sampled_from(WORDS[:3]), max_size=2),
+    asked=st.lists(st.sampled_from(WORDS[:3]), min_size=1, max_size=2),
     limit=st.integers(24, 60),
     stride=st.integers(0, 8),
     kind=st.sampled_from(sorted(TOKENIZERS)),
@@ -97,6 +97,12 @@ def test_a_context_that_is_refused(rules: WindowRules, context: str, code: str) 
     fault = Encoder(word_pieces(), 512).windows("York", context, rules)
     assert isinstance(fault, ApiError)
     assert fault.code == code
+
+
+def test_a_question_needs_words() -> None:
+    fault = Encoder(word_pieces(), 512).windows("", "Anna", WindowRules())
+    assert isinstance(fault, ApiError)
+    assert fault.code == "empty_input"
 
 
 def test_the_windows_are_counted_before_they_are_made() -> None:

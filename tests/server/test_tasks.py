@@ -71,12 +71,11 @@ def test_an_answer_points_into_its_context(client: TestClient) -> None:
 
 
 def test_the_best_answer_is_the_best_span_of_the_raw_numbers(client: TestClient) -> None:
-    """Worked out anew from the logits: softmax over the context, p(start) p(end), at most max_answer_len tokens."""
+    """Worked out anew from the logits: softmax over the first token and the context, p(start) p(end), at most max_answer_len tokens."""
     inputs = {"question": "t11 t12", "context": context(15)}
     raw = predict(client, model="squad", inputs=inputs, output="logits")[0]["output"]
-    start, end = (array(raw[name])[4:-1] for name in ("start", "end"))
-    assert len(start) == 15
-    p, q = (np.exp(x - x.max()) / np.exp(x - x.max()).sum() for x in (start, end))
+    start, end = (array(raw[name])[[0, *range(4, 19)]] for name in ("start", "end"))
+    p, q = ((np.exp(x) / np.exp(x).sum())[1:] for x in (start, end))
     best = max((p[i] * q[j], i, j) for i in range(15) for j in range(i, min(15, i + 15)))
     (result,) = predict(client, model="squad", inputs=inputs)
     assert result["output"]["score"] == pytest.approx(best[0], abs=1e-5)
@@ -84,17 +83,22 @@ def test_the_best_answer_is_the_best_span_of_the_raw_numbers(client: TestClient)
 
 
 def test_long_contexts_are_read_in_windows(client: TestClient) -> None:
-    """The best answer over all windows is the best of the windows by themselves, whatever the stride."""
-    words = context(70).split()
-    parameters = {"max_seq_len": 30, "doc_stride": 10}
+    """Where windows share no words, the best answer is the best of the windows by themselves; elsewhere equal answers add up."""
+    words = context(44).split()
+    parameters = {"max_seq_len": 30, "doc_stride": 0}
     (result,) = predict(client, model="squad", inputs={"question": "t11", "context": " ".join(words)}, parameters=parameters)
     room = 30 - 4
-    windows = [words[at : at + room] for at in range(0, 70 - 10, room - 10)]
+    windows = [words[at : at + room] for at in range(0, 44, room)]
     alone = [predict(client, model="squad", inputs={"question": "t11", "context": " ".join(window)})[0] for window in windows]
     assert result["output"]["score"] == pytest.approx(max(one["output"]["score"] for one in alone), abs=1e-5)
     raw = predict(client, model="squad", inputs={"question": "t11", "context": " ".join(words)}, parameters=parameters, output="logits")
-    assert len(raw[0]["output"]) == len(windows)
-    assert result["usage"]["input_tokens"] > 70
+    assert [array(window["start"]).shape for window in raw[0]["output"]] == [(len(window) + 4,) for window in windows]
+    for window, words_ in zip(raw[0]["output"], windows, strict=True):
+        assert [" ".join(words)[a:b] for a, b in filter(None, window["offsets"])] == words_
+    assert result["usage"]["input_tokens"] == 44 + 2 * 4
+    overlapping = {"max_seq_len": 30, "doc_stride": 10}
+    (shared,) = predict(client, model="squad", inputs={"question": "t11", "context": " ".join(words)}, parameters=overlapping)
+    assert " ".join(words)[shared["output"]["start"] : shared["output"]["end"]] == shared["output"]["answer"]
 
 
 def test_an_answer_may_be_impossible(client: TestClient) -> None:
@@ -173,10 +177,66 @@ def test_similarity(client: TestClient) -> None:
         ({"model": "copa", "inputs": {"choices": []}}, 422, "invalid_request"),
         ({"model": "copa", "inputs": {"choices": ["t11"] * 41}}, 422, "too_many_rows"),
         ({"model": "topic", "inputs": "t11", "parameters": {"explain": True}}, 400, "no_fusion"),
+        ({"model": "squad", "inputs": {"question": "t11", "context": "t12"}, "output": "hidden"}, 400, "wrong_task"),
+        ({"model": "squad", "inputs": {"choices": ["t11", "t12"]}, "output": "logits"}, 400, "wrong_task"),
+        ({"model": "squad", "inputs": {"question": "", "context": "t12"}}, 422, "empty_input"),
+        ({"model": "squad", "inputs": {"question": "t11", "context": "t12 " * 2000}}, 422, "too_many_rows"),
+        ({"model": "squad", "inputs": [{"question": "t11", "context": "t12 " * 400}] * 3}, 422, "too_many_rows"),
+        (
+            {"model": "squad", "inputs": {"question": "t11", "context": "t12 " * 50}, "parameters": {"doc_stride": 36}},
+            422,
+            "window_too_small",
+        ),
+        ({"model": "mlm", "inputs": "[MASK] " * 38, "parameters": {"top_k": None, "targets": ["t20"] * 200}}, 422, "too_many_answers"),
+        ({"model": "squad", "inputs": {"question": "t11", "context": "t12"}, "parameters": {"top_k": 1001}}, 422, "too_many_answers"),
+        ({"model": "mlm", "inputs": "[MASK]", "parameters": {"targets": [""]}}, 422, "unknown_target"),
+        ({"model": "parse", "inputs": [11, 12]}, 400, "no_words"),
+        ({"model": "parse", "inputs": {"input_ids": [11, 12], "word_starts": [0, 3]}}, 422, "invalid_words"),
+        ({"model": "parallel(topic, nobody)", "inputs": "t11"}, 404, "model_not_found"),
+        ({"model": "parallel(topic, topic)#squad", "inputs": "t11"}, 400, "invalid_model"),
+        ({"model": ["topic"] * 1000, "inputs": ["t11"] * 1000}, 422, "too_many_rows"),
+        ({"model": f"parallel({', '.join(['topic'] * 30)})", "inputs": ["t11", "t12"]}, 422, "too_many_rows"),
     ],
 )
 def test_a_fault(client: TestClient, body: dict[str, Any], status: int, code: str) -> None:
     error(client.post("/v1/predict", json=body), status, code)
+
+
+def test_the_task_of_the_adapter_is_named(client: TestClient) -> None:
+    body = {"model": "topic", "inputs": {"question": "t11", "context": "t12"}}
+    assert "text-classification" in error(client.post("/v1/predict", json=body), 400, "wrong_task")["message"]
+    refused = client.post("/models/topic", json={"inputs": {"source_sentence": "t11", "sentences": ["t12"]}})
+    assert (refused.status_code, refused.json()["error_type"]) == (400, "wrong_task")
+    assert "text-classification" in refused.json()["error"]
+    refused = client.post("/models/squad", json={"inputs": "t11"})
+    assert (refused.status_code, refused.json()["error_type"]) == (400, "no_question")
+
+
+def test_in_a_fan_out_each_task_has_its_own_error(client: TestClient) -> None:
+    inputs = {"question": "t11", "context": context(60)}
+    answered, refused = client.post("/v1/predict", json={"model": ["squad", "topic"], "inputs": inputs}).json()["results"]
+    assert answered["output"]["answer"]
+    assert refused["error"]["code"] == "wrong_task"
+
+
+def test_more_numbers_of_a_vocabulary_than_an_answer_may_hold(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.inference.MAX_VALUES", 10 * tiny.VOCABULARY)
+    assert predict(client, model="mlm", inputs=[11] * 10, output="logits")
+    error(client.post("/v1/predict", json={"model": "mlm", "inputs": [[11] * 5, [11] * 6], "output": "logits"}), 422, "too_many_values")
+    masked = "t11 " * 30 + "[MASK]"
+    assert predict(client, model="mlm", inputs=masked), "of a mask only its own numbers are read"
+
+
+def test_a_fault_of_the_decoding_is_its_rows_own(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("server.tasks.words.choose", failing)
+    requests = [{"model": "copa", "inputs": {"choices": ["t11", "t12"]}}, {"model": "topic", "inputs": "t11"}]
+    failed, answered = client.post("/v1/predict", json={"requests": requests}).json()["results"]
+    assert failed["error"]["code"] == "internal_error"
+    assert "Zero" not in failed["error"]["message"]
+    assert answered["output"]
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +246,13 @@ def encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCl
     with serving(folder / "backbone", folder / "store") as client:
         spec = Backbone(model_type="t5", hidden_size=24, num_layers=4, decoder_layers=2)
         adapter = {"bottleneck": Bottleneck(reduction_factor=4)}
-        for name, head in (("sum", Head(type="seq2seq_lm", layers=0)), ("topic", Head(type="classification", labels=LABELS))):
+        heads = {
+            "sum": Head(type="seq2seq_lm", layers=0),
+            "topic": Head(type="classification", labels=LABELS),
+            "copa": Head(type="multiple_choice"),
+            "squad": Head(type="question_answering"),
+        }
+        for name, head in heads.items():
             put(client, name, tiny.package(Manifest(methods=adapter, head=head, backbone=spec), seed=1))
         yield client
 
@@ -226,3 +292,29 @@ def test_prompts_and_shifted_prefixes_take_tokens_of_the_limit(client: TestClien
     assert json.loads(json.dumps(predict(client, model="shifted", inputs=[11] * 36, parameters={"truncate": True})[0]["usage"]))[
         "truncated"
     ]
+
+
+def test_each_row_of_an_encoder_decoder_has_its_own_decoder(encoder_decoder: TestClient) -> None:
+    """Choices and windows are read by the decoder too, each behind its own tokens."""
+    choices = [[11, 12, 1], [20, 21, 22, 23, 1], [30, 1]]
+    together = array(predict(encoder_decoder, model="copa", inputs={"choices": choices}, output="logits")[0]["output"])
+    alone = [array(predict(encoder_decoder, model="copa", inputs=choice, output="logits")[0]["output"])[0] for choice in choices]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert np.ptp(together) > 1e-3
+    inputs = {"question": "t11", "context": "t20 t21 t22 t23 t24 t25 t26 t27 t28 t29 t30 t31"}
+    parameters = {"max_seq_len": 8, "doc_stride": 2}
+    windows = predict(encoder_decoder, model="squad", inputs=inputs, parameters=parameters, output="logits")[0]["output"]
+    assert len(windows) == 2
+    first = predict(encoder_decoder, model="squad", inputs=[11, *range(20, 27)], output="logits")[0]["output"]
+    np.testing.assert_allclose(array(windows[0]["start"]), array(first["start"]), atol=1e-5)
+
+
+def test_a_decoder_that_ends_before_the_input_does(encoder_decoder: TestClient) -> None:
+    short = {"input_ids": [11, 12, 13, 1], "decoder_input_ids": [0, 11]}
+    fault = error(encoder_decoder.post("/v1/predict", json={"model": "topic", "inputs": short}), 422, "decoder_too_short")
+    assert "token 4" in fault["message"]
+    shifted = {"input_ids": [11, 12, 13, 1], "decoder_input_ids": [0, 11, 12, 13]}
+    given, plain = (
+        array(predict(encoder_decoder, model="topic", inputs=one, output="logits")[0]["output"]) for one in (shifted, [11, 12, 13, 1])
+    )
+    np.testing.assert_allclose(given, plain, atol=1e-6)
