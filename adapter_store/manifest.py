@@ -48,6 +48,7 @@ TASKS: dict[str, str] = {
 
 LM_HEADS = frozenset({"masked_lm", "causal_lm", "seq2seq_lm"})
 SENTENCE_HEADS = frozenset({"classification", "multilabel_classification", "regression", "multiple_choice"})
+TOKEN_HEADS = frozenset({"tagging", "question_answering"})
 SPAN_LABELS = ("start", "end")
 MAX_VOCABULARY = 1 << 21
 
@@ -58,7 +59,8 @@ class Head(Frozen):
     classification, multilabel_classification, regression, multiple_choice (one output, a row per choice): `layers` Linear
     layers with `activation` between them, on the token that the backbone's family classifies by (the first, a decoder's last), or
     with `pooling` "mean" on the mean of the row's tokens, through the backbone's pooler if `use_pooler`, or through the head's
-    own if `own_pooler`. tagging and question_answering (outputs "start" and "end"): the same on every token.
+    own if `own_pooler`. tagging and question_answering (outputs "start" and "end"): the same on every
+    token, each through the pooler if `use_pooler` (ModernBERT's prediction head).
     dependency_parsing: biaffine attention (arXiv 1611.01734) over words, the labels are the relations.
     embedding: no tensors; `pooling` over the row's tokens, then L2-normalised if `normalize`.
     last_token: where a decoder's last token is in a row that holds padding tokens: behind as many as are no padding, or the
@@ -124,14 +126,14 @@ class Head(Frozen):
             raise ValueError("a regression head has exactly one label, the name of its value")
         if self.type == "question_answering" and self.labels not in ((), SPAN_LABELS):
             raise ValueError("a question_answering head has the labels start and end")
+        if self.type not in SENTENCE_HEADS | TOKEN_HEADS and (self.use_pooler or self.own_pooler):
+            raise ValueError(f"a {self.type} head cannot use the pooler")
         if self.type not in SENTENCE_HEADS:
-            if self.use_pooler or self.own_pooler:
-                raise ValueError(f"a {self.type} head does not read a pooled token and cannot use the pooler")
             if self.type != "embedding" and (self.pooling is not None or self.normalize):
                 raise ValueError("pooling belongs to embedding and sentence heads, normalize to embedding heads only")
         elif self.normalize:
             raise ValueError("normalize belongs to embedding heads only")
-        if self.type in SENTENCE_HEADS and self.own_pooler and not self.use_pooler:
+        if self.own_pooler and not self.use_pooler:
             raise ValueError("a head with a pooler of its own uses the pooler (set use_pooler)")
         return self
 

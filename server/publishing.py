@@ -11,7 +11,7 @@ from pathlib import Path
 from adapter_store.errors import StoreError, UnsupportedMethod, WrongBackbone
 from adapter_store.families import FAMILIES
 from adapter_store.importers import Frozen, Step, import_to_file, needed_members, setup_steps, write_imported
-from adapter_store.manifest import LM_HEADS, SENTENCE_HEADS, Head, Manifest
+from adapter_store.manifest import LM_HEADS, Head, Manifest
 from adapter_store.methods import Backbone, Norms, Prefix, Prompt
 from adapter_store.names import parse_reference, shown
 from adapter_store.package import Package
@@ -143,7 +143,7 @@ class Publisher:
 
     def _check_head(self, head: Head) -> None:
         family = FAMILIES[self.backbone.model_type]
-        if head.type in SENTENCE_HEADS and head.use_pooler and not head.own_pooler and not self.has_pooler:
+        if head.use_pooler and not head.own_pooler and not self.has_pooler:
             raise WrongBackbone(
                 "The package's head reads the backbone's pooler, but the checkpoint of the backbone has no pooler weights: "
                 "serve a checkpoint that has them."

@@ -23,7 +23,7 @@ from adapter_store.importers.heads import (
     static_head,
     take,
 )
-from adapter_store.importers.static_heads import STATIC
+from adapter_store.importers.static_heads import CLASS_OF, STATIC
 from adapter_store.manifest import LM_HEADS, MAX_VOCABULARY, Head
 from adapter_store.methods import Backbone
 from adapter_store.names import shown
@@ -130,7 +130,8 @@ def _static(config: Mapping[str, Any], weights: Weights, backbone: Backbone) -> 
     model_class = str(config.get("model_class"))
     static = STATIC.get(model_class)
     if static is None:
-        raise UnsupportedMethod(f"Heads of the class {shown(model_class)} are not served, only {', '.join(STATIC)}; {ALONE}")
+        served = ", ".join(name for name in STATIC if name.startswith(CLASS_OF[backbone.model_type]))
+        raise UnsupportedMethod(f"Heads of the class {shown(model_class)} are not served, for this backbone only {served}; {ALONE}")
     labelled = static.type in ("classification", "tagging")
     labels = _labels(config.get("label2id"), config.get("num_labels")) if labelled else default_labels(2)
     return static_head(static, labels, weights, backbone, _CONFIG)

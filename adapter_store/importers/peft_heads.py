@@ -43,7 +43,7 @@ def split_head(config: Mapping[str, Any], rest: Weights, backbone: Backbone, rem
         if task not in (None, "FEATURE_EXTRACTION"):
             raise UnsupportedMethod(f"The adapter's task_type is {shown(str(task))}, which this version does not serve.")
         return None, {}
-    if model_class not in STATIC or (backbone.model_type == "modernbert" and task == "TOKEN_CLS"):
+    if model_class not in STATIC:
         raise UnsupportedMethod(f"Heads of the class {shown(str(model_class))} (task_type {task}) are not served.")
     return _static(STATIC[model_class], task or model_class, rest, backbone, remarks)
 

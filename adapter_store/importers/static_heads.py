@@ -83,6 +83,8 @@ STATIC: dict[str, Static] = {
     "DistilBertForQuestionAnswering": _SPANS,
     "DistilBertForMaskedLM": Static("masked_lm", _DISTILBERT_LM, "gelu"),
     "ModernBertForSequenceClassification": _POOLED,
+    "ModernBertForTokenClassification": Static("tagging", ("classifier",), use_pooler=True),
+    "ModernBertForQuestionAnswering": Static("question_answering", ("classifier",), use_pooler=True),
     "GPT2ForSequenceClassification": _SCORE,
     "GPT2LMHeadModel": _LM,
     "GPT2ForTokenClassification": _TAGGING,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapter_store.manifest import Head, Manifest
+from adapter_store.manifest import TOKEN_HEADS, Head, Manifest
 from server.core import Batch, Outputs, Sequence, Setup, pack, setup_digests
 from server.engine import heads
 from server.engine.backbone import Backbone
@@ -183,9 +183,11 @@ class Engine:
         last = {place: decoded.get(place, hidden[place]) for place in range(len(rows))}
         for (digest, head), places in by_head.items():
             weights = self._head(digest, head)
-            if head.type in ("tagging", "question_answering"):
+            nodes = [programs[place].linears.get("pooler") for place in places]
+            pooling = (self.backbone.pooler, nodes, getattr(self.backbone.config, "norm_eps", 1e-5))
+            if head.type in TOKEN_HEADS:
                 factor = self.backbone.language_model.scale if head.scaled else 1.0
-                answers = heads.tokens_logits(weights, [last[place] * factor for place in places])
+                answers = heads.tokens_logits(weights, [last[place] * factor for place in places], *pooling)
             elif head.type == "dependency_parsing":
                 answers = [heads.parsed(weights, last[place], rows[place].word_starts) for place in places]
             elif heads.is_language_model(head):
@@ -195,10 +197,7 @@ class Engine:
                     self._sentence(head, rows[place], hidden[place], decoded.get(place), encoded, spans[place], first[place])
                     for place in places
                 ]
-                nodes = [programs[place].linears.get("pooler") for place in places]
-                answers = heads.sentence_logits(
-                    weights, features, self.backbone.pooler, nodes, getattr(self.backbone.config, "norm_eps", 1e-5)
-                )
+                answers = heads.sentence_logits(weights, features, *pooling)
             for place, answer in zip(places, answers, strict=True):
                 outputs[place].update(answer)
 

@@ -73,9 +73,11 @@ def embedding(hidden: Tensor, readout: Readout) -> Tensor:
     return normalize(vector, dim=0) if readout.normalize else vector
 
 
-def tokens_logits(weights: HeadWeights, rows: Sequence[Tensor]) -> list[Named]:
-    """Tagging and question answering: every token of each row, [tokens, H] each."""
-    logits = weights.apply(rows[0] if len(rows) == 1 else torch.cat(list(rows)))
+def tokens_logits(
+    weights: HeadWeights, rows: Sequence[Tensor], pooler: Pooler | None, nodes: Sequence[Node | None], eps: float
+) -> list[Named]:
+    """Tagging and question answering: every token of each row, [tokens, H] each; the rest as for `sentence_logits`."""
+    logits = weights.apply(_pooled(weights, rows, pooler, nodes, eps))
     parts = torch.split(logits, [row.shape[0] for row in rows])
     if weights.head.type == "question_answering":
         return [{"start": part[:, 0], "end": part[:, 1]} for part in parts]
@@ -86,16 +88,20 @@ def sentence_logits(
     weights: HeadWeights, features: Sequence[Tensor], pooler: Pooler | None, nodes: Sequence[Node | None], eps: float
 ) -> list[Named]:
     """Sentence heads: one vector [H] per row; `nodes` are what the rows' adapters do to the pooler's dense, `eps` is of its norm."""
+    vectors = _pooled(weights, [vector[None] for vector in features], pooler, nodes, eps)
+    return [{"logits": row} for row in weights.apply(vectors).unbind(0)]
+
+
+def _pooled(weights: HeadWeights, rows: Sequence[Tensor], pooler: Pooler | None, nodes: Sequence[Node | None], eps: float) -> Tensor:
+    """The rows [n, H] one below the other, through the pooler that the head uses, if any."""
     if weights.head.own_pooler:
         pooler = _own_pooler(weights, eps)
-    vectors = torch.stack(list(features))
-    if weights.head.use_pooler:
-        assert pooler is not None
-        if all(node is None for node in nodes):
-            vectors = pooler.apply(vectors)
-        else:
-            vectors = torch.cat([pooler.apply(vectors[i : i + 1], node) for i, node in enumerate(nodes)])
-    return [{"logits": row} for row in weights.apply(vectors).unbind(0)]
+    if not weights.head.use_pooler:
+        return torch.cat(list(rows))
+    assert pooler is not None
+    if all(node is None for node in nodes):
+        return pooler.apply(torch.cat(list(rows)))
+    return torch.cat([pooler.apply(row, node) for row, node in zip(rows, nodes, strict=True)])
 
 
 def _own_pooler(weights: HeadWeights, eps: float) -> Pooler:

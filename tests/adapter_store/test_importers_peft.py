@@ -246,6 +246,7 @@ ONE: dict[str, tuple[int, ...]] = {"classifier.weight": (3, 8), "classifier.bias
         ("gpt2", "SEQ_CLS", {"score.weight": (3, 8)}, Head(type="classification", bias=False, labels=LABELS, last_token="rightmost")),
         ("llama", "TOKEN_CLS", {"score.weight": (3, 8), "score.bias": (3,)}, Head(type="tagging", labels=LABELS)),
         ("modernbert", "SEQ_CLS", ONE, Head(type="classification", use_pooler=True, labels=LABELS)),
+        ("modernbert", "TOKEN_CLS", ONE, Head(type="tagging", use_pooler=True, labels=LABELS)),
         ("gpt2", "CAUSAL_LM", {}, Head(type="causal_lm", layers=0)),
         ("llama", "CAUSAL_LM", {"lm_head.weight": (11, 8)}, Head(type="causal_lm", layers=1, bias=False, vocab_size=11)),
         ("t5", "SEQ_2_SEQ_LM", {}, Head(type="seq2seq_lm", layers=0)),

@@ -66,6 +66,7 @@ HEADS: dict[str, Head] = {
     "regression": Head(type="regression", labels=("value",)),
     "multiple choice": Head(type="multiple_choice"),
     "tagging": Head(type="tagging", labels=_LABELS),
+    "tagging, pooled": Head(type="tagging", use_pooler=True, labels=_LABELS),
     "question answering": Head(type="question_answering"),
     "dependency parsing": Head(type="dependency_parsing", labels=_LABELS),
     "embedding": Head(type="embedding", layers=0, pooling="mean", normalize=True),
