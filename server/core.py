@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,46 @@ from adapter_store.manifest import Head
 
 Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
+
+Scope = Literal["predict", "publish", "admin"]
+SCOPES: frozenset[Scope] = frozenset({"predict", "publish", "admin"})
+
+# What a request does when a package that it needs is not on the device: wait for it, or be refused with a time to try again.
+Cold = Literal["wait", "refuse"]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the name of an API key, what it may do, the patterns of the names that it knows of, and its share of the engine.
+
+    A pattern is a name, a namespace (`acme/*`) or everything (`*`). The scope admin holds the other two.
+    """
+
+    name: str = "local"
+    scopes: frozenset[Scope] = SCOPES
+    patterns: tuple[str, ...] = ("*",)
+    weight: float = 1.0
+
+    def may(self, scope: Scope) -> bool:
+        """Whether the caller has a scope."""
+        return scope in self.scopes or "admin" in self.scopes
+
+    def sees(self, name: str) -> bool:
+        """Whether the caller may know of a name."""
+        return any(fnmatchcase(name, pattern) for pattern in self.patterns)
+
+
+LOCAL = Caller()
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a request is served: for whom, what weighted aliases stick to (None: nothing), and what to do when cold."""
+
+    caller: Caller = LOCAL
+    key: str | None = None
+    cold: Cold = "wait"
+
 
 # Named arrays of one row: what they are is said by `Readout`.
 Outputs = Mapping[str, Array]
