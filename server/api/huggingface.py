@@ -5,7 +5,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from server.api.inputs import Inputs, SimilarityInput, is_batch, sources, validated
+from server.tasks.inputs import Inputs, SimilarityInput, is_batch, sources, validated
 from server.api.wire import count_rows, json_response, raise_first_error, services, timing_headers, while_connected
 from server.core import Route
 from server.errors import ApiError

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
-from server.api.inputs import Input, Inputs, is_batch, source, sources
+from server.tasks.inputs import Input, Inputs, is_batch, source, sources
 from server.api.wire import count_rows, json_response, services, timing_headers, while_connected
 from server.errors import ApiError, as_api_error, detail
 from server.inference import Answer, Ask, AskedOutput, Parameters, Timing
