@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from adapter_store.composition import MAX_LENGTH, Adapter, Fuse, Parallel, parse, references, walk
+from adapter_store.golden import MAX_EXAMPLES, Example
 from adapter_store.methods import Backbone, Frozen, Method, Shape, activation
 from adapter_store.names import DIGEST
 
@@ -207,6 +208,7 @@ class Manifest(Frozen):
     license: str = Field(default="", max_length=256)
     card: str = Field(default="", max_length=MAX_CARD)
     source: dict[str, str] = Field(default_factory=dict, max_length=32)
+    examples: tuple[Example, ...] = Field(default=(), max_length=MAX_EXAMPLES)
 
     @field_validator("methods")
     @classmethod

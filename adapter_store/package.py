@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from adapter_store.errors import InvalidPackage, StoreError, WrongBackbone
+from adapter_store.limits import Limits
 from adapter_store.manifest import METADATA_KEY, Manifest
 from adapter_store.methods import Backbone, Shape
 from adapter_store.names import shown
@@ -35,8 +36,9 @@ __all__ = [
     "write_package",
 ]
 
-MAX_SIZE = 1 << 30
-MAX_MANIFEST = 4 << 20
+DEFAULT = Limits()
+MAX_SIZE = DEFAULT.max_bytes
+MAX_MANIFEST = DEFAULT.max_manifest
 _CHUNK = 1 << 20
 _WHAT = "The package"
 
@@ -74,15 +76,18 @@ def package_chunks(manifest: Manifest, tensors: Mapping[str, TensorData]) -> Ite
     return file_chunks({METADATA_KEY: text}, tensors)
 
 
-def open_package(path: Path, max_size: int = MAX_SIZE) -> Package:
-    """Checks a package file in one pass; raises InvalidPackage (or OSError where the file cannot be read)."""
+def open_package(path: Path, max_size: int = MAX_SIZE, limits: Limits | None = None) -> Package:
+    """Checks a package file in one pass; raises InvalidPackage (or OSError where the file cannot be read).
+
+    `max_size` is in bytes; of it and `limits.max_bytes` the smaller holds.
+    """
     with path.open("rb") as file:
-        return _read(file, os.fstat(file.fileno()).st_size, max_size)
+        return _read(file, os.fstat(file.fileno()).st_size, max_size, limits or DEFAULT)
 
 
-def read_package(data: bytes, max_size: int = MAX_SIZE) -> Package:
+def read_package(data: bytes, max_size: int = MAX_SIZE, limits: Limits | None = None) -> Package:
     """`open_package` for bytes in memory."""
-    return _read(io.BytesIO(data), len(data), max_size)
+    return _read(io.BytesIO(data), len(data), max_size, limits or DEFAULT)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -132,13 +137,14 @@ class _Hashing:
         return data
 
 
-def _read(file: BinaryIO, size: int, max_size: int) -> Package:
-    if size > max_size:
-        raise InvalidPackage(f"{_WHAT} has {size} bytes; at most {max_size} are allowed.")
+def _read(file: BinaryIO, size: int, max_size: int, limits: Limits = DEFAULT) -> Package:
+    if size > min(max_size, limits.max_bytes):
+        raise InvalidPackage(f"{_WHAT} has {size} bytes; at most {min(max_size, limits.max_bytes)} are allowed.")
     stream = _Hashing(file)
-    header = read_header(stream, size, _WHAT)
-    manifest = _manifest(header)
+    header = read_header(stream, size, _WHAT, limits.max_header, limits.max_tensors)
+    manifest = _manifest(header, limits.max_manifest)
     _check_shape_law(manifest, {name: info.shape for name, info in header.tensors.items()})
+    limits.check(manifest)
     for name, info in header.tensors.items():
         _check_finite(stream, name, info)
     if file.read(1):
@@ -147,11 +153,11 @@ def _read(file: BinaryIO, size: int, max_size: int) -> Package:
     return Package(manifest, f"sha256:{stream.sha256.hexdigest()}", size, parameters, header.tensors)
 
 
-def _manifest(header: Header) -> Manifest:
+def _manifest(header: Header, max_manifest: int = MAX_MANIFEST) -> Manifest:
     text = header.metadata.get(METADATA_KEY)
     if text is None:
         raise InvalidPackage(f"{_WHAT} has no manifest: its safetensors __metadata__ lacks the key '{METADATA_KEY}'.")
-    _check_manifest_size(text)
+    _check_manifest_size(text, max_manifest)
     fields = parse_json(text, "The manifest")
     try:
         return Manifest.model_validate(fields)
@@ -170,9 +176,9 @@ def sentence(error: ValidationError) -> str:
     return f"{f'{shown(field)}: ' if field else ''}{message}{more}."
 
 
-def _check_manifest_size(text: str) -> None:
-    if len(text) > MAX_MANIFEST:
-        raise InvalidPackage(f"The manifest has {len(text)} characters; at most {MAX_MANIFEST} are allowed.")
+def _check_manifest_size(text: str, limit: int = MAX_MANIFEST) -> None:
+    if len(text) > limit:
+        raise InvalidPackage(f"The manifest has {len(text)} characters; at most {limit} are allowed: shorten its card, labels or examples.")
 
 
 def _check_shape_law(manifest: Manifest, shapes: Mapping[str, Shape]) -> None:

@@ -20,6 +20,7 @@ from adapter_store.names import shown
 
 ITEMSIZE = {"F32": 4, "F16": 2, "BF16": 2}
 MAX_HEADER = 16 << 20
+MAX_TENSORS = 65536
 MAX_DIMENSIONS = 8
 MAX_DIMENSION = 1 << 32
 _ALIGNMENT = 8
@@ -88,7 +89,7 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def read_header(stream: Reader, size: int, what: str) -> Header:
+def read_header(stream: Reader, size: int, what: str, max_header: int = MAX_HEADER, max_tensors: int = MAX_TENSORS) -> Header:
     """Reads and checks the header of a file of `size` bytes, leaving `stream` at the first tensor; raises InvalidPackage."""
     if size < 8:
         raise InvalidPackage(f"{what} has {size} bytes, too few for a safetensors file.")
@@ -97,14 +98,16 @@ def read_header(stream: Reader, size: int, what: str) -> Header:
         raise InvalidPackage(
             f"{what} announces a header of {length} bytes, but only {size - 8} bytes follow: is it a whole safetensors file?"
         )
-    if length > MAX_HEADER:
-        raise InvalidPackage(f"{what} has a header of {length} bytes; at most {MAX_HEADER} are allowed.")
+    if length > max_header:
+        raise InvalidPackage(f"{what} has a header of {length} bytes; at most {max_header} are allowed.")
     entries = parse_json(read_exactly(stream, length, what), f"{what}'s header")
     if not isinstance(entries, dict):
         raise InvalidPackage(f"{what}'s header is not a JSON object.")
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise InvalidPackage(f"{what}'s __metadata__ must map strings to strings.")
+    if len(entries) > max_tensors:
+        raise InvalidPackage(f"{what} names {len(entries)} tensors; at most {max_tensors} are allowed.")
     tensors = {name: _tensor(name, entry, what) for name, entry in entries.items()}
     return Header(metadata, _placed(tensors, 8 + length, size, what), 8 + length)
 
