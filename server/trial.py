@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from adapter_store.errors import InvalidPackage
-from adapter_store.examples import Example, differences
+from adapter_store.golden import Example, differences
 from adapter_store.manifest import Manifest
 from adapter_store.package import Package, sentence
 from server.core import Terms

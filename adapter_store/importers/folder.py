@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from adapter_store.errors import InvalidPackage
+from adapter_store.golden import Example
 from adapter_store.manifest import MAX_CARD, Manifest
 from adapter_store.methods import Backbone
 from adapter_store.names import shown
-from adapter_store.package import MAX_SIZE
+from adapter_store.package import MAX_SIZE, sentence
 from adapter_store.tensorfile import TensorData, parse_json, read_header
 
 Files = Mapping[str, Path]
@@ -26,7 +29,11 @@ MAX_FILES = 1024
 MAX_JSON = 16 << 20
 MAX_CHECKPOINT = 64 << 30  # bytes of a whole model; it is mapped, and little of it is read
 CARD = "README.md"
+EXAMPLES = "examples.json"
 SETUP = "adapter_setup.json"
+
+
+_EXAMPLES: TypeAdapter[tuple[Example, ...]] = TypeAdapter(tuple[Example, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,19 @@ def read_object(files: Files, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidPackage(f"{name} is not a JSON object.")
     return value
+
+
+def read_examples(files: Files) -> tuple[Example, ...]:
+    """The golden examples of examples.json, a list of objects as in a manifest; none where there is no such file."""
+    if EXAMPLES not in files:
+        return ()
+    size = files[EXAMPLES].stat().st_size
+    if size > MAX_JSON:
+        raise InvalidPackage(f"{EXAMPLES} has {size} bytes; at most {MAX_JSON} are allowed.")
+    try:
+        return _EXAMPLES.validate_python(parse_json(files[EXAMPLES].read_bytes(), EXAMPLES))
+    except ValidationError as error:
+        raise InvalidPackage(f"{EXAMPLES} is not a list of golden examples: {sentence(error)}") from None
 
 
 def read_tensors(files: Files, name: str, max_size: int = MAX_SIZE) -> dict[str, TensorData]:
