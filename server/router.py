@@ -28,6 +28,14 @@ MAX_KNOWN = 10_000
 Names = dict[str, str]  # how a sentence or an answer names a package, by digest
 
 
+class ManifestNotRead(Exception):
+    """A route needs a manifest that has to be read first (`Router.read`, on a thread that may block)."""
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(digest)
+        self.digest = digest
+
+
 @dataclass(frozen=True, slots=True)
 class Resolved:
     """A block on the way to a Route: its setup (None: nothing acts), and its text with versions."""
@@ -50,11 +58,15 @@ class Known:
 class Router:
     """Resolves model strings against a store. What is known of a string is kept until the catalogue changes, manifests by digest.
 
-    `trusted` may refuse a version for what signed it (or did not).
+    `trusted` may refuse a version for what signed it (or did not). Without `reads` nothing here waits for the store: a manifest that
+    is missing raises ManifestNotRead.
     """
 
-    def __init__(self, store: Store, backbone: Backbone, trusted: Callable[[VersionRecord], None] = lambda record: None) -> None:
+    def __init__(
+        self, store: Store, backbone: Backbone, trusted: Callable[[VersionRecord], None] = lambda record: None, reads: bool = True
+    ) -> None:
         self._store = store
+        self._reads = reads
         self._backbone = backbone
         self._trusted = trusted
         self._known: dict[str, Known] = {}
@@ -84,9 +96,16 @@ class Router:
         """The manifest of a package in the store."""
         manifest = self._manifests.get(digest)
         if manifest is None:
-            manifest = self._manifests[digest] = self._store.manifest(digest)
-            if len(self._manifests) > MAX_KNOWN:
-                self._manifests.popitem(last=False)
+            if not self._reads:
+                raise ManifestNotRead(digest)
+            manifest = self.read(digest)
+        return manifest
+
+    def read(self, digest: str) -> Manifest:
+        """The same, from the store; blocks, and may be called from any thread."""
+        manifest = self._manifests[digest] = self._store.manifest(digest)
+        if len(self._manifests) > MAX_KNOWN:
+            self._manifests.popitem(last=False)
         return manifest
 
     def forget(self, digest: str) -> None:
