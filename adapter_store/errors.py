@@ -31,3 +31,15 @@ class AlreadyExists(StoreError):
 
 class Conflict(StoreError):
     """A change that the present state of the catalogue forbids, such as deleting what others refer to."""
+
+
+class BrokenFile(StoreError):
+    """A file of the operator's (API keys, signers, the audit log) that cannot be used; the sentence names the file and the field."""
+
+
+class Unsigned(StoreError):
+    """A package without a signature, under a name whose packages must be signed."""
+
+
+class BadSignature(StoreError):
+    """A signature that is malformed, of an unknown or wrong signer, or not of this package."""
