@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from adapter_store.methods import Backbone
 from adapter_store.store import Store
+from server.access.control import Control
 from server.inference import Inference
 from server.metrics import Metrics
 from server.publishing import Publisher
@@ -26,4 +27,5 @@ class Services:
     metrics: Metrics
     backbone: Backbone
     publisher: Publisher
+    access: Control
     started: float
