@@ -54,6 +54,18 @@ class Damaged(StoreError):
     """Bytes in the store that are not those that were published: their sha256 is not their digest."""
 
 
+class BrokenFile(StoreError):
+    """A file of the operator's (API keys, signers, the audit log) that cannot be used; the sentence names the file and the field."""
+
+
+class Unsigned(StoreError):
+    """A package without a signature, under a name whose packages must be signed."""
+
+
+class BadSignature(StoreError):
+    """A signature that is malformed, of an unknown or wrong signer, or not of this package."""
+
+
 def _listed(message: str, referrers: Sequence[str], others: int) -> str:
     if not referrers and not others:
         return message

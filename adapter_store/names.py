@@ -3,6 +3,8 @@
     name       = segment | segment "/" segment          a segment is [a-z0-9][a-z0-9._-]{0,63}
     reference  = name [ "@" selector ]                   selector: version number | alias | "sha256:" hex digits
 
+    pattern    = name | segment "/*" | "*"               which names an API key or a signing rule is about
+
 `base` is the bare backbone and `self` the package that speaks, so neither can be published.
 """
 
@@ -13,6 +15,7 @@ from adapter_store.errors import InvalidName
 
 SEGMENT = r"[a-z0-9][a-z0-9._-]{0,63}"
 NAME = re.compile(rf"{SEGMENT}(?:/{SEGMENT})?")
+PATTERN = re.compile(rf"\*|{SEGMENT}/\*|{NAME.pattern}")
 ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")

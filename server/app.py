@@ -18,7 +18,9 @@ from starlette.responses import Response
 from adapter_store.importers.backbones import frozen_of
 from adapter_store.methods import Backbone
 from adapter_store.store import Store
+from server.access.control import Control
 from server.api import adapters, huggingface, openai, operations, predict
+from server.api.access import Guard
 from server.api.middleware import Around
 from server.api.wire import CLIENT_CLOSED_REQUEST, Disconnected, json_response
 from server.engine.backbone import load_backbone, load_tokenizer
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI app. Raises BackboneError and StoreError where it could not serve."""
+    access = Control.open(settings)
     set_threads(settings.threads)
     backbone = load_backbone(settings.backbone, settings.device, settings.dtype, settings.shown_backbone)
     limit = min(settings.max_input_tokens or backbone.max_tokens, backbone.max_tokens)
@@ -65,13 +68,17 @@ def create_app(settings: Settings) -> FastAPI:
         metrics=metrics,
         backbone=backbone.spec,
         publisher=publisher,
+        access=access,
         started=time.time(),
     )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         scheduler.start()
+        watching = asyncio.create_task(access.watch())
         yield
+        watching.cancel()
+        access.audit.close()
         scheduler.stop()
         workers.shutdown(cancel_futures=True)
 
@@ -88,13 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(Exception, _on_error)
     for kind in (ApiError, RequestValidationError, HTTPException, Disconnected, ClientDisconnect, *(kind for kind, _, _ in TABLE)):
         app.add_exception_handler(kind, _on_error)
-    app.add_middleware(
-        Around,
-        metrics=metrics,
-        max_body_bytes=settings.max_body_bytes,
-        max_upload_bytes=settings.max_upload_bytes,
-        routes=app.routes,
-    )
+    app.add_middleware(Around, settings=settings, metrics=metrics, guard=Guard(app.routes, access), audit=access.audit)
     return app
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from adapter_store import errors as store
+from server.access.quotas import QuotaExceeded, TooBigForQuota
 from server.scheduler import QueueFull, Stopped
 
 
@@ -19,11 +20,15 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (store.InvalidName, 400, "invalid_model"),
     (store.UnsupportedMethod, 422, "unsupported_method"),
     (store.WrongBackbone, 422, "wrong_backbone"),
+    (store.Unsigned, 422, "unsigned_package"),
+    (store.BadSignature, 422, "bad_signature"),
     (store.InvalidPackage, 422, "invalid_package"),
     (store.NotFound, 404, "model_not_found"),
     (store.AlreadyExists, 412, "already_exists"),
     (store.Conflict, 409, "conflict"),
     (store.StoreError, 500, "store_error"),
+    (QuotaExceeded, 429, "quota_exceeded"),
+    (TooBigForQuota, 422, "too_big_for_quota"),
     (QueueFull, 429, "queue_full"),
     (Stopped, 503, "shutting_down"),
 )

@@ -22,6 +22,14 @@ class Metrics:
         self.resident_packages = Gauge("turret_resident_packages", "Packages on the device", registry=self.registry)
         self.resident_bytes = Gauge("turret_resident_bytes", "Bytes of packages on the device", registry=self.registry)
 
+        self.broken_files = Gauge(
+            "turret_access_file_broken",
+            "1 while a file of keys or signers is broken and its former content in force",
+            ["setting"],
+            registry=self.registry,
+        )
+        self.audit_lost = Gauge("turret_audit_lines_lost", "Lines that the audit log's file did not take", registry=self.registry)
+
     def on_batch(self, batch: Batch, seconds: float) -> None:
         """Records a batch that ran."""
         self.batch_tokens.observe(batch.tokens)

@@ -6,18 +6,20 @@ is drawn by the caller's key, so that the same key stays with the same version.
 
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
 from adapter_store import composition as blocks
 from adapter_store.catalog import Summary, VersionRecord
 from adapter_store.composition import Block, Composition, channels, format_composition, parse, references, replaced
-from adapter_store.errors import InvalidName, NotFound, UnsupportedMethod
+from adapter_store.errors import InvalidName, UnsupportedMethod
 from adapter_store.manifest import Head, Manifest
 from adapter_store.methods import Backbone
-from adapter_store.names import Reference, shown
+from adapter_store.names import Reference
+from adapter_store.signatures import Trust
 from adapter_store.store import Store
+from server.access.visibility import check_name
 from server.core import Average, Fuse, Route, Setup, Stack, Terms, Use, setup_fusions
 from server.errors import ApiError
 from server.setups import check_setup, reserved_tokens
@@ -58,19 +60,17 @@ class Known:
 class Router:
     """Resolves model strings against a store. What is known of a string is kept until the catalogue changes, manifests by digest.
 
-    `trusted` may refuse a version for what signed it (or did not). Without `reads` nothing here waits for the store: a manifest that
+    `trust` may refuse a version for what signed it (or did not). Without `reads` nothing here waits for the store: a manifest that
     is missing raises ManifestNotRead.
     """
 
-    def __init__(
-        self, store: Store, backbone: Backbone, trusted: Callable[[VersionRecord], None] = lambda record: None, reads: bool = True
-    ) -> None:
+    def __init__(self, store: Store, backbone: Backbone, trust: Trust | None = None, reads: bool = True) -> None:
         self._store = store
+        self._trust = Trust(None) if trust is None else trust
         self._reads = reads
         self._backbone = backbone
-        self._trusted = trusted
         self._known: dict[str, Known] = {}
-        self._known_of = -1
+        self._known_of = (-1, -1)
         self._manifests: OrderedDict[str, Manifest] = OrderedDict()
         self._pending: dict[str, str] = {}  # names by digest of what is published together, while it is checked
 
@@ -112,49 +112,6 @@ class Router:
         """Drops what is kept of a deleted package."""
         self._manifests.pop(digest, None)
 
-    def reset(self) -> None:
-        """Drops every route that is kept: what `trusted` says has changed."""
-        self._known_of = -1
-
-    def candidate(self, name: str, manifest: Manifest, digest: str) -> Route:
-        """The route that a package will have once it is published as `name`; raises as `route` does."""
-        trying = Router(self._store, self._backbone, self._trusted)
-        trying._pending[digest] = name
-        trying._manifests[digest] = manifest
-        return trying._resolve(Composition(blocks.Adapter(Reference(name, digest))))
-
-    def _look(self, model: str, terms: Terms) -> Known:
-        """What is known of a model string. Raises InvalidName, and NotFound for a name that the caller may not know of."""
-        catalog = self._store.catalog
-        if catalog.n != self._known_of or len(self._known) > MAX_KNOWN:
-            self._known.clear()
-            self._known_of = catalog.n
-        known = self._known.get(model)
-        if known is None:
-            known = self._known[model] = self._read(model)
-        if terms.caller.patterns != ("*",):
-            for name in known.names:
-                if not terms.caller.sees(name):
-                    raise NotFound(f"There is no adapter {shown(name)} in the store.")
-        return known
-
-    def _read(self, model: str) -> Known:
-        composition = parse(model)
-        named = [*references(composition.root), *([] if composition.head is None else [composition.head])]
-        weighted = any(self._store.catalog.weighted(reference) for reference in named)
-        return Known(composition, frozenset(reference.name for reference in named), weighted)
-
-    def _drawn(self, composition: Composition, terms: Terms) -> Composition:
-        """The composition with a version in the place of each weighted alias."""
-
-        def version(reference: Reference) -> Reference:
-            if not self._store.catalog.weighted(reference):
-                return reference
-            record = self._store.catalog.resolve(reference, _spot(reference, terms.key))
-            return Reference(record.name, str(record.version))
-
-        return replaced(composition, version)
-
     def check(self, manifest: Manifest, digest: str, pending: Mapping[str, Manifest]) -> None:
         """Raises UnsupportedMethod or NotFound where the composition of a package that is being published is not served.
 
@@ -162,7 +119,7 @@ class Router:
         """
         if manifest.composition is None:
             return
-        checking = Router(self._store, self._backbone)
+        checking = Router(self._store, self._backbone, self._trust)
         checking._pending = {pin.rpartition("@")[2]: pin.rpartition("@")[0] for pin in pending}
         checking._manifests.update({pin.rpartition("@")[2]: one for pin, one in pending.items()} | {digest: manifest})
         for block in channels(_root(manifest)):
@@ -240,7 +197,7 @@ class Router:
         if self._pending.get(reference.selector) == reference.name:
             return VersionRecord(reference.name, 0, reference.selector, "", Summary(size=0, parameters=0))
         record = self._store.resolve(reference)
-        self._trusted(record)
+        self._trust.check(record.name, record.digest, record.signature)
         return record
 
     def _all(self, parts: list[Resolved], word: str) -> tuple[Setup, ...]:

@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from adapter_store.catalog import Entry, Pointer
 from adapter_store.changes import Collect, Commit
-from adapter_store.errors import NotFound
-from adapter_store.names import LATEST, Reference, check_name, parse_reference, shown
+from adapter_store.names import LATEST, Reference, check_name, parse_reference
+from server.access.visibility import check_name as check_seen
 from adapter_store.wishes import AliasWish, DeleteWish, PublishWish, RollbackWish, UnaliasWish, Wish
 from server.api.wire import json_response, note, services, terms
 from server.core import Caller
@@ -168,10 +168,9 @@ def _pinned(app: Services, wish: Wish, caller: Caller) -> Wish:
     """A wish with its source pinned and checked. Raises NotFound where it names what the caller may not know of."""
     names = [wish.name, wish.source.name] if isinstance(wish, PublishWish) else [wish.name]
     for name in names:
-        if not caller.sees(name):
-            raise NotFound(f"There is no adapter {shown(name)} in the store.")
+        check_seen(caller, name)
     if not isinstance(wish, PublishWish):
         return wish
     record = app.store.resolve(wish.source)
-    app.publisher.check_signed(wish.name, record.digest, record.signature)
+    app.access.trust.check(wish.name, record.digest, record.signature)
     return PublishWish(wish.name, Reference(record.name, record.digest), wish.alias)

@@ -1,6 +1,7 @@
 """What the handlers share: the state of the app, raw orjson answers, and dropping the work of clients that hang up."""
 
 import asyncio
+import re
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -8,12 +9,18 @@ import orjson
 from fastapi import Request
 from starlette.responses import Response
 
+from server.api.access import state_of
+from server.core import LOCAL, Cold, Terms
+from server.errors import ApiError
 from server.inference import Answer, Timing
 from server.services import Services
 
 T = TypeVar("T")
 
 CLIENT_CLOSED_REQUEST = 499
+
+STICKY = re.compile(r"[\x20-\x7e]{1,256}")
+COLD: dict[str, Cold] = {"wait": "wait", "refuse": "refuse"}
 
 
 class Disconnected(Exception):
@@ -24,6 +31,25 @@ def services(request: Request) -> Services:
     """The app's parts, as `create_app` wired them."""
     wired: Services = request.app.state.services
     return wired
+
+
+def terms(request: Request) -> Terms:
+    """On what terms a request is served: its caller, `x-turret-key` (else the API key's name), `x-turret-cold`. Raises ApiError."""
+    caller = state_of(request.scope).caller
+    if caller is None:
+        raise RuntimeError(f"{request.url.path} is public and has no caller to serve")
+    key = request.headers.get("x-turret-key")
+    if key is not None and not STICKY.fullmatch(key):
+        raise ApiError(400, "invalid_header", "The header x-turret-key takes 1 to 256 printable ASCII characters.", "x-turret-key")
+    cold = COLD.get(request.headers.get("x-turret-cold", "wait"))
+    if cold is None:
+        raise ApiError(400, "invalid_header", "The header x-turret-cold takes 'wait' or 'refuse'.", "x-turret-cold")
+    return Terms(caller, key or (None if caller is LOCAL else caller.name), cold)
+
+
+def note(request: Request, **fields: Any) -> None:
+    """Adds to what the audit log says of this request: name, version, digest, alias, ..."""
+    state_of(request.scope).notes.update(fields)
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
