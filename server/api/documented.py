@@ -37,6 +37,7 @@ MEANINGS: dict[int, str] = {
     409: "The catalogue's state forbids the change",
     412: "If-None-Match was sent and the name exists",
     413: "The body is larger than the limit",
+    414: "The path and query are longer than the limit",
     422: "The request reads well and its content is refused: the sentence says what and why",
     429: "Too much at once: try again after Retry-After seconds",
     431: "The headers are larger than the limit",
@@ -45,7 +46,7 @@ MEANINGS: dict[int, str] = {
     504: "The work would have taken, or took, longer than allowed",
 }
 
-READING = (400, 401, 403, 404, 405, 422, 431, 500, 503)
+READING = (400, 401, 403, 404, 405, 414, 422, 431, 500, 503)
 CHANGING = (*READING, 408, 409, 412, 413, 429)
 ANSWERING = (*READING, 408, 413, 429, 504)
 

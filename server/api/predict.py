@@ -120,6 +120,8 @@ def _result(ask: Ask, answer: Answer) -> dict[str, Any]:
         "output": _shown(answer.value) if ask.output in ("logits", "hidden", "encoder_hidden") else answer.value,
         "usage": {"input_tokens": answer.tokens, "truncated": answer.truncated},
     }
+    if route.digest is None and route.digests:
+        result["digests"] = list(route.digests)
     return result if answer.attention is None else result | {"attention": answer.attention}
 
 

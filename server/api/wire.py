@@ -18,6 +18,8 @@ from server.services import Services
 T = TypeVar("T")
 
 CLIENT_CLOSED_REQUEST = 499
+MAX_HEADER = 2048  # characters of a model's name in a header
+MAX_DIGESTS = 64  # digests of a composition in a header
 
 STICKY = re.compile(r"[\x20-\x7e]{1,256}")
 COLD: dict[str, Cold] = {"wait": "wait", "refuse": "refuse"}
@@ -88,9 +90,10 @@ def timing_headers(answers: list[Answer], timing: Timing) -> dict[str, str]:
     routes = {answer.route for answer in answers if answer.route is not None}
     if len(routes) == 1:
         (route,) = routes
-        headers["x-turret-model"] = route.model
-        if route.digest is not None:
-            headers["x-turret-digest"] = route.digest
+        headers["x-turret-model"] = route.model[:MAX_HEADER]
+        named = route.digests if route.digest is None else (route.digest,)
+        if named:
+            headers["x-turret-digest"] = ", ".join(named[:MAX_DIGESTS])
     return headers
 
 
