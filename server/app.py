@@ -1,11 +1,10 @@
 """Wiring, in one place: `create_app(settings)` loads the backbone, opens the store and puts the parts together."""
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from server.engine.backbone import load_backbone, load_tokenizer
 from server.engine.engine import Engine, set_threads
 from server.errors import TABLE, ApiError, as_api_error, envelope
 from server.inference import Inference
+from server.loading import Loader
 from server.metrics import Metrics
 from server.publishing import Publisher
 from server.residency import Residency
@@ -33,6 +33,7 @@ from server.scheduler import Scheduler
 from server.services import Services
 from server.settings import Settings
 from server.tasks.encode import Encoder, ModelIds
+from server.tiers import Watch
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ def create_app(settings: Settings) -> FastAPI:
     backbone = load_backbone(settings.backbone, settings.device, settings.dtype, settings.shown_backbone)
     limit = min(settings.max_input_tokens or backbone.max_tokens, backbone.max_tokens)
     encoder = Encoder(load_tokenizer(settings.backbone), limit, model_ids(backbone.config, backbone.spec))
-    engine = Engine(backbone)
+    programs = settings.device_memory // 8  # the share of compiled setups; packages have the rest
+    engine = Engine(backbone, program_bytes=programs)
     store = Store.open(settings.store, settings.max_upload_bytes)
     router = Router(store, backbone.spec)
     has_lm_head = backbone.language_model.weight is not None
@@ -54,7 +56,18 @@ def create_app(settings: Settings) -> FastAPI:
     metrics = Metrics()
     scheduler = Scheduler(engine.run, settings.max_batch_tokens, settings.max_queue_tokens, metrics.on_batch)
     workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="turret-worker")
-    residency = Residency(_loading(store, router, engine, scheduler, workers), _unloading(engine, scheduler), settings.device_memory)
+    loaders = ThreadPoolExecutor(max_workers=4, thread_name_prefix="turret-loader")
+    loader = Loader(engine, scheduler.call, loaders, lambda digest: nullcontext(store.path(digest)), router.manifest)
+    residency = Residency(
+        loader,
+        settings.host_memory,
+        settings.device_memory - programs,
+        shared=backbone.device.type == "cpu",
+        age_cap=settings.age_cap,
+        load_timeout=settings.load_timeout,
+        watch=Watch(metrics.on_load, metrics.on_evicted, metrics.on_waited),
+    )
+    metrics.program_bytes.set_function(lambda: engine.program_bytes)
     services = Services(
         settings=settings,
         store=store,
@@ -72,8 +85,10 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         scheduler.start()
         yield
+        await residency.close()
         scheduler.stop()
         workers.shutdown(cancel_futures=True)
+        loaders.shutdown(cancel_futures=True)
 
     app = FastAPI(
         title="Turret",
@@ -106,25 +121,6 @@ def model_ids(config: Any, spec: Backbone) -> ModelIds:
         pad_token_id=config.pad_token_id,
         encoder_decoder=spec.decoder_layers > 0,
     )
-
-
-def _loading(store: Store, router: Router, engine: Engine, scheduler: Scheduler, workers: ThreadPoolExecutor) -> Any:
-    """A package's way to the device: read on a worker, taken in on the engine thread. Returns its bytes."""
-
-    async def load(digest: str) -> int:
-        path, manifest = store.path(digest), router.manifest(digest)
-        package = await asyncio.get_running_loop().run_in_executor(workers, engine.read, path, manifest)
-        await scheduler.call(lambda: engine.load(digest, package))
-        return path.stat().st_size
-
-    return load
-
-
-def _unloading(engine: Engine, scheduler: Scheduler) -> Any:
-    async def unload(digest: str) -> None:
-        await scheduler.call(lambda: engine.unload(digest))
-
-    return unload
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

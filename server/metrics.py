@@ -22,6 +22,31 @@ class Metrics:
         self.resident_packages = Gauge("turret_resident_packages", "Packages on the device", registry=self.registry)
         self.resident_bytes = Gauge("turret_resident_bytes", "Bytes of packages on the device", registry=self.registry)
 
+        self.tier_bytes = Gauge("turret_tier_bytes", "Bytes of packages in a tier", ["tier"], registry=self.registry)
+        self.tier_packages = Gauge("turret_tier_packages", "Packages in a tier", ["tier"], registry=self.registry)
+        self.tier_waiting = Gauge("turret_tier_waiting", "Sets of packages that wait for room in a tier", ["tier"], registry=self.registry)
+        self.program_bytes = Gauge("turret_program_bytes", "Bytes of compiled setups: folded fusions", registry=self.registry)
+        self.load_seconds = Histogram("turret_load_seconds", "Time of bringing a package into a tier", ["tier"], registry=self.registry)
+        self.load_failures = Counter("turret_load_failures", "Packages that failed to load into a tier", ["tier"], registry=self.registry)
+        self.evictions = Counter("turret_evictions", "Packages evicted from a tier", ["tier"], registry=self.registry)
+        self.cold_seconds = Histogram(
+            "turret_cold_seconds", "Wait of those who found a package cold, by outcome", ["outcome"], registry=self.registry
+        )
+
+    def on_load(self, tier: str, seconds: float, failed: bool) -> None:
+        """Records a package's way into a tier."""
+        self.load_seconds.labels(tier).observe(seconds)
+        if failed:
+            self.load_failures.labels(tier).inc()
+
+    def on_evicted(self, tier: str) -> None:
+        """Records that a package left a tier."""
+        self.evictions.labels(tier).inc()
+
+    def on_waited(self, seconds: float, outcome: str) -> None:
+        """Records a wait for packages: ok, refused, timeout or error."""
+        self.cold_seconds.labels(outcome).observe(seconds)
+
     def on_batch(self, batch: Batch, seconds: float) -> None:
         """Records a batch that ran."""
         self.batch_tokens.observe(batch.tokens)

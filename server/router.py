@@ -11,7 +11,7 @@ from adapter_store.manifest import Head, Manifest
 from adapter_store.methods import Backbone
 from adapter_store.names import Reference
 from adapter_store.store import Store
-from server.core import Average, Fuse, Route, Setup, Stack, Use, setup_fusions
+from server.core import Average, Fuse, Route, Setup, Stack, Terms, Use, setup_fusions
 from server.errors import ApiError
 from server.setups import check_setup, reserved_tokens
 
@@ -38,7 +38,7 @@ class Router:
         self._manifests: dict[str, Manifest] = {}
         self._pending: dict[str, str] = {}  # names by digest of what is published together, while it is checked
 
-    def route(self, model: str) -> Route:
+    def route(self, model: str, terms: Terms | None = None) -> Route:
         """The route of a model string as the catalogue stands now. Raises InvalidName, NotFound, UnsupportedMethod, ApiError (no head)."""
         catalog = self._store.catalog
         if catalog.n != self._routes_of:

@@ -42,7 +42,13 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=16 << 20, ge=1024, description="bytes of one inference request's body")
     max_upload_bytes: int = Field(default=1 << 30, ge=1024, description="bytes of one upload")
     publish: Path | None = Field(default=None, description="a folder of package files to publish at the start, each under its file's name")
-    device_memory: int = Field(default=4 << 30, ge=0, description="bytes of packages kept on the device")
+    device_memory: int = Field(default=4 << 30, ge=0, description="bytes of packages and folded fusions on the device")
+    host_memory: int = Field(default=1 << 30, ge=0, description="bytes of packages on the host, on their way to the device")
+    age_cap: float = Field(default=0.25, ge=0, description="seconds of waiting after which a cold request goes before resident ones")
+    load_timeout: float = Field(default=30.0, gt=0, description="seconds that a request waits for its packages")
+    max_key_queue_tokens: int = Field(
+        default=0, ge=0, description="tokens of one API key that may wait; 0: half of all, or all without keys"
+    )
     insecure: bool = Field(default=False, description="allow binding to other addresses than loopback without keys")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="the server's log level")
 
