@@ -25,6 +25,7 @@ from adapter_store.catalog import Catalog, Entry, VersionRecord
 from adapter_store.changes import Change, Collect, Commit, Delete, Publish
 from adapter_store.collection import BATCH, FOLDER, blob_key, collectable
 from adapter_store.errors import Damaged, NotFound, StoreError
+from adapter_store.limits import Limits
 from adapter_store.log import History, Log
 from adapter_store.manifest import Manifest
 from adapter_store.methods import Backbone
@@ -61,9 +62,11 @@ class Store:
         cache_bytes: int = 10 << 30,
         grace: float = 300.0,
         snapshot_every: int = 256,
+        limits: Limits | None = None,
     ) -> None:
         self.blobs = blobs
         self.max_size = max_size
+        self.limits = limits
         self._grace = grace
         self._lock = threading.Lock()
         self._log = Log(blobs, snapshot_every)
@@ -81,14 +84,16 @@ class Store:
         cache_bytes: int = 10 << 30,
         grace: float = 300.0,
         snapshot_every: int = 256,
+        limits: Limits | None = None,
     ) -> "Store":
         """Opens (or makes) the store at a URL (blobs.py) and reads its newest snapshot and its log; raises StoreError.
 
         cache, cache_bytes: folder and budget of the disk cache that stores need which are not folders themselves; a temporary
         folder by default. grace: seconds that a blob without references stays. snapshot_every: commits from one snapshot to the next.
+        limits: what a package may have.
         """
         probe(open_blobs(url, impatient=True))
-        store = cls(open_blobs(url), max_size, cache, cache_bytes, grace, snapshot_every)
+        store = cls(open_blobs(url), max_size, cache, cache_bytes, grace, snapshot_every, limits)
         store._catalog = store._log.newest_snapshot()
         store.refresh()
         store._log.snapshot(store._catalog)
@@ -166,7 +171,7 @@ class Store:
         check_name(name)
         if alias is not None:
             check_alias(alias)
-        package = open_package(path, self.max_size)
+        package = open_package(path, self.max_size, self.limits)
         if backbone is not None:
             check_backbone(package.manifest, backbone)
         check(package)

@@ -53,7 +53,7 @@ class Uploaded:
 class Publisher:
     """Publishes to one store for one backbone. has_pooler, has_lm_head: whether the backbone's checkpoint carries their weights.
 
-    frozen: the checkpoint's tensors by name, which whole checkpoints that are imported are compared with. try_examples runs a
+    frozen: the checkpoint's tensors by name, which whole checkpoints that are imported are compared with. trial runs a
     package's golden examples through the backbone. trust refuses packages for what signed them (or did not).
     scratch: where what is imported lies until it is published.
     """
@@ -64,7 +64,7 @@ class Publisher:
     has_pooler: bool
     has_lm_head: bool
     frozen: Frozen | None = None
-    try_examples: Callable[[str, Package, Path], None] = lambda name, package, path: None
+    trial: Callable[[str, Package, Path], None] = lambda name, package, path: None
     trust: Trust = field(default_factory=lambda: Trust(None))
     scratch: Path | None = None
 
@@ -106,7 +106,8 @@ class Publisher:
         """The last step: what is checked becomes a commit."""
         for name, package, path in packages:
             self.trust.check(name, package.digest, upload.signature)
-            self.try_examples(name, package, path)
+            if not self.store.catalog.holds(package.digest):
+                self.trial(name, package, path)
         return self.store.publish_all(packages, upload.alias, upload.only_new, upload.caller.name, upload.signature)[-1]
 
     def _pins(self, files: Mapping[str, Path], upload: Upload) -> dict[str, str]:

@@ -112,6 +112,44 @@ class Router:
         """Drops what is kept of a deleted package."""
         self._manifests.pop(digest, None)
 
+    def candidate(self, name: str, manifest: Manifest, digest: str) -> Route:
+        """The route that a package will have once it is published as `name`; raises as `route` does."""
+        trying = Router(self._store, self._backbone, self._trust)
+        trying._pending[digest] = name
+        trying._manifests[digest] = manifest
+        return trying._resolve(Composition(blocks.Adapter(Reference(name, digest))))
+
+    def _look(self, model: str, terms: Terms) -> Known:
+        """What is known of a model string. Raises InvalidName, and NotFound for a name that the caller may not know of."""
+        now = (self._store.catalog.n, self._trust.generation)
+        if now != self._known_of or len(self._known) > MAX_KNOWN:
+            self._known.clear()
+            self._known_of = now
+        known = self._known.get(model)
+        if known is None:
+            known = self._known[model] = self._read(model)
+        if terms.caller.patterns != ("*",):
+            for name in known.names:
+                check_name(terms.caller, name)
+        return known
+
+    def _read(self, model: str) -> Known:
+        composition = parse(model)
+        named = [*references(composition.root), *([] if composition.head is None else [composition.head])]
+        weighted = any(self._store.catalog.weighted(reference) for reference in named)
+        return Known(composition, frozenset(reference.name for reference in named), weighted)
+
+    def _drawn(self, composition: Composition, terms: Terms) -> Composition:
+        """The composition with a version in the place of each weighted alias."""
+
+        def version(reference: Reference) -> Reference:
+            if not self._store.catalog.weighted(reference):
+                return reference
+            record = self._store.catalog.resolve(reference, _spot(reference, terms.key))
+            return Reference(record.name, str(record.version))
+
+        return replaced(composition, version)
+
     def check(self, manifest: Manifest, digest: str, pending: Mapping[str, Manifest]) -> None:
         """Raises UnsupportedMethod or NotFound where the composition of a package that is being published is not served.
 

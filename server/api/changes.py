@@ -10,8 +10,8 @@ from starlette.responses import Response
 from adapter_store.catalog import Entry, Pointer
 from adapter_store.changes import Collect, Commit
 from adapter_store.names import LATEST, Reference, check_name, parse_reference
-from server.access.visibility import check_name as check_seen
 from adapter_store.wishes import AliasWish, DeleteWish, PublishWish, RollbackWish, UnaliasWish, Wish
+from server.access.visibility import check_name as check_seen
 from server.api.wire import json_response, note, services, terms
 from server.core import Caller
 from server.services import Services

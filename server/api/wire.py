@@ -10,7 +10,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from server.api.access import state_of
-from server.core import LOCAL, Cold, Terms
+from server.core import LOCAL, Cold, Route, Terms
 from server.errors import ApiError
 from server.inference import Answer, Timing
 from server.services import Services
@@ -43,7 +43,7 @@ def terms(request: Request) -> Terms:
     key = request.headers.get("x-turret-key")
     if key is not None and not STICKY.fullmatch(key):
         raise ApiError(400, "invalid_header", "The header x-turret-key takes 1 to 256 printable ASCII characters.", "x-turret-key")
-    cold = COLD.get(request.headers.get("x-turret-cold", "wait"))
+    cold = COLD.get(request.headers.get("x-turret-cold", services(request).settings.cold))
     if cold is None:
         raise ApiError(400, "invalid_header", "The header x-turret-cold takes 'wait' or 'refuse'.", "x-turret-cold")
     return Terms(caller, key or (None if caller is LOCAL else caller.name), cold)
@@ -100,7 +100,14 @@ def timing_headers(answers: list[Answer], timing: Timing) -> dict[str, str]:
 def count_rows(app: Services, answers: list[Answer]) -> None:
     """Counts the rows of a request by model and outcome, whatever the convention."""
     for answer in answers:
-        app.metrics.rows.labels(answer.route.model if answer.route else "unknown", "error" if answer.error else "ok").inc()
+        app.metrics.rows.labels(_counted_as(answer.route), "error" if answer.error else "ok").inc()
+
+
+def _counted_as(route: Route | None) -> str:
+    """A version or `base`; inline compositions, of which clients can make any number, are one."""
+    if route is None:
+        return "unknown"
+    return "composition" if route.digest is None and route.setup is not None else route.model.partition("#")[0]
 
 
 def raise_first_error(answers: list[Answer]) -> None:
