@@ -37,7 +37,7 @@ HISTORY: list[list[dict[str, Any]]] = [
     [
         {"type": "unalias", "name": "spam", "alias": "old"},
         {"type": "delete", "name": "spam", "version": 2},
-        {"type": "delete", "name": "x"},
+        {"type": "delete", "name": "spam"},
     ],
     [{"type": "collect", "digests": ["sha256:" + "2" * 64, "sha256:" + "3" * 64]}, {"type": "freeze", "name": "spam", "until": "June"}],
 ]
@@ -314,40 +314,4 @@ def running(stub: Stub) -> Iterator[Stub]:
         thread.join(10)
 
 
-@contextmanager
-def refusing(status: int, message: str, after: int, **headers: str) -> Iterator[tuple[str, list[int]]]:
-    """A server that answers each request once `after` bytes of it have come, and hangs up without reading the rest.
-
-    Gives its URL, and a list that gets a number for each connection: the bytes that were read.
-    """
-    body = json.dumps({"error": {"message": message, "code": f"code_{status}"}}).encode()
-    fields = {"connection": "close", "content-length": str(len(body))} | headers
-    lines = [f"HTTP/1.1 {status} no", *(f"{name.replace('_', '-')}: {value}" for name, value in fields.items()), "", ""]
-    answer = "\r\n".join(lines).encode() + body
-    read: list[int] = []
-
-    def serve(listener: socket.socket) -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            with connection:
-                count = 0
-                while count < after:
-                    count += len(connection.recv(65536))
-                connection.sendall(answer)
-                read.append(count)
-
-    listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=serve, args=(listener,), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", read
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
-        listener.close()
-        thread.join(10)
-
-
-__all__ = ["CREATED", "DIGEST", "PACKAGE", "Asked", "Stub", "refusing", "running"]
+__all__ = ["CREATED", "DIGEST", "PACKAGE", "Asked", "Stub", "running"]

@@ -1,6 +1,5 @@
 """The `turret` command against the stub server: what it prints where, and its exit codes."""
 
-import io
 import json
 import re
 import socket
@@ -11,44 +10,12 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
+from client_driver import Terminal
 from client_stub import DIGEST, PACKAGE, Stub
-from turret_client.cli import app
 from turret_client.errors import UnexpectedResponse
 from turret_client.predicting import Printer, split_models
 from turret_client.render import printable
 from turret_client.results import Predictions
-from typer.testing import CliRunner, Result
-
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.fixture
-def turret(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the command against the stub."""
-    monkeypatch.setenv("TURRET_URL", stub.url)
-
-    def run(*args: object, stdin: str | bytes | None = None, **env: str) -> Result:
-        result = CliRunner(env=env).invoke(app, [str(arg) for arg in args], input=stdin, prog_name="turret")
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        assert "Traceback" not in result.output
-        return result
-
-    return run
-
-
-@pytest.fixture
-def adapter(tmp_path: Path) -> Path:
-    path = tmp_path / "adapter"
-    path.mkdir()
-    for name in ("adapter_config.json", "adapter.safetensors", "optimizer.bin"):
-        (path / name).write_bytes(name.encode())
-    return path
-
 
 # Around the commands.
 

@@ -105,15 +105,11 @@ def checked_key_name(name: str) -> str:
     return name
 
 
-def check_addable(file: Path, section: Section, name: str, block: str) -> None:
-    """Raises InvalidArgument if the block cannot be added to the TOML file, such as for a name that is there; the file may be missing."""
-    _addition(file.read_bytes() if file.exists() else b"", file, section, name, block)
-
-
 def add_block(file: Path, section: Section, name: str, block: str) -> None:
     """Appends a block to a TOML file, in one write, so that a server that reads it again never sees half a block.
 
-    A new file is made for its owner only. Raises InvalidArgument, adding nothing, as `check_addable` does.
+    A new file is made for its owner only. Raises InvalidArgument, adding nothing, where the file has a block of this name or is
+    not TOML.
     """
     descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     with os.fdopen(descriptor, "r+b", buffering=0) as stream:

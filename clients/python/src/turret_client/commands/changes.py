@@ -111,7 +111,8 @@ def sentence(change: Changed) -> str:
         case "alias" | "unalias" | "rollback":
             words = [change.type, change.name, moved]
         case "publish" | "delete" if change.version is not None:
-            words = [change.type, f"{change.name}@{change.version}", change.digest, change.signature and f"signed by {change.signature}"]
+            signed = f"signed by {change.signature.partition(':')[0]}" if change.signature else None
+            words = [change.type, f"{change.name}@{change.version}", change.digest, signed]
         case "collect":
             words = [change.type, f"{len(change.digests)} packages"]
         case _:

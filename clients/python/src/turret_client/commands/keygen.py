@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from turret_client.keys import Grant, Scope, Section, add_block, check_addable, key_block, mint, signer_block
+from turret_client.keys import Grant, Scope, Section, add_block, checked_key_name, key_block, mint, signer_block
 from turret_client.render import print_json, print_line
 from turret_client.session import Session, command
 from turret_client.signing import new_signing_key
@@ -58,11 +58,14 @@ def _new_api_key(session: Session, name: str, grant: Grant, file: Path | None) -
 
 
 def _new_signer(session: Session, signer: str, key_file: Path, file: Path | None) -> None:
-    if file is not None:
-        check_addable(file, "signers", signer, signer_block(signer, ""))
+    checked_key_name(signer)
     public_key = new_signing_key(key_file)
     block = signer_block(signer, public_key)
-    _add(file, "signers", signer, block)
+    try:
+        _add(file, "signers", signer, block)
+    except BaseException:
+        key_file.unlink()  # a key that no server will know
+        raise
     if session.as_json:
         return print_json({"signer": signer, "public_key": public_key, "key_file": str(key_file), "toml": block})
     if file is None:
