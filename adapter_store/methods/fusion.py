@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from adapter_store.families import Site
 from adapter_store.methods.base import LEAST_DIVISOR, Activation, Backbone, Frozen, Layers, Shape
+from adapter_store.names import shown
 
 
 class Fusion(Frozen):
@@ -16,7 +17,7 @@ class Fusion(Frozen):
     """
 
     method: Literal["fusion"] = "fusion"
-    sites: tuple[Site, ...] = Field(default=("output",), min_length=1)
+    sites: tuple[Site, ...] = Field(default=("output",), min_length=1, fail_fast=True)
     leave_out: Layers = ()
     query: bool = True
     key: bool = True
@@ -95,14 +96,14 @@ class Norms(Frozen):
     """
 
     method: Literal["norms"] = "norms"
-    modules: tuple[str, ...] = Field(min_length=1, max_length=8192)
+    modules: tuple[str, ...] = Field(min_length=1, max_length=8192, fail_fast=True)
 
     @field_validator("modules")
     @classmethod
     def _sound_modules(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for module in value:
             if not _NORM.fullmatch(module):
-                raise ValueError(f"'{module[:60]}' is no layer norm that can be tuned")
+                raise ValueError(f"{shown(module, 60)} is no layer norm that can be tuned")
         if len(set(value)) != len(value):
             raise ValueError("a layer norm is named twice")
         return value
