@@ -111,7 +111,13 @@ def read_manifest(path: Path) -> Manifest:
 def check_backbone(manifest: Manifest, backbone: Backbone) -> None:
     """Raises WrongBackbone unless the package was made for `backbone`: equal type and dimensions, and fingerprints if both are known."""
     made_for = manifest.backbone
-    fields = {"model_type": "model type", "hidden_size": "hidden size", "num_layers": "number of layers", "embeddings": "embedding size"}
+    fields = {
+        "model_type": "model type",
+        "hidden_size": "hidden size",
+        "num_layers": "number of layers",
+        "decoder_layers": "number of decoder layers",
+        "embeddings": "embedding size",
+    }
     for field, word in fields.items():
         wanted, here = getattr(made_for, field), getattr(backbone, field)
         if wanted != here:
@@ -120,6 +126,8 @@ def check_backbone(manifest: Manifest, backbone: Backbone) -> None:
                 f"it is checked against has {shown(str(here))}."
             )
     for name, dimensions in made_for.linears.items():
+        if backbone.linears and name not in backbone.linears:
+            raise WrongBackbone(f"The package was made for a backbone with a linear '{name}', and the backbone{_named(backbone)} has none.")
         if backbone.linears.get(name, dimensions) != dimensions:
             raise WrongBackbone(
                 f"The package was made for a backbone whose '{name}' goes from {dimensions[0]} to {dimensions[1]}, but that of the "

@@ -17,6 +17,7 @@ from server.setups import check_setup, reserved_tokens
 
 BASE = Route("base")
 MAX_ROUTES = 100_000
+MAX_STACKED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +233,8 @@ def _stacked(setups: list[Setup | None]) -> Setup | None:
     flat: list[Setup] = []
     for setup in setups:
         flat += setup.children if isinstance(setup, Stack) else [] if setup is None else [setup]
+        if len(flat) > MAX_STACKED:  # published stacks of each other would double with each
+            raise UnsupportedMethod(f"The stack holds more than {MAX_STACKED} adapters, those of the packages in it counted: stack fewer.")
     return None if not flat else flat[0] if len(flat) == 1 else Stack(tuple(flat))
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
 from adapter_store.families import ADDRESS, LINEARS
 from adapter_store.names import shown
@@ -13,6 +13,8 @@ MAX_WIDTH = 1 << 22
 MAX_LAYERS = 1024
 # What a config may divide by is not smaller: below it sizes and scores overflow.
 LEAST_DIVISOR = 0.001
+# What a config may multiply by is not larger in size: the largest number that every dtype of a backbone has.
+MAX_FACTOR = 65504.0
 
 # Names of the `adapters` library and of transformers' ACT2FN -> the name that Turret computes.
 # Names with learned or random parts are left out.
@@ -85,6 +87,12 @@ class Backbone(Frozen):
                 raise ValueError(f"{shown(name, 40)} is not a linear with sound dimensions")
         return value
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "Backbone":
+        if self.decoder_layers > self.num_layers:
+            raise ValueError(f"{self.decoder_layers} of {self.num_layers} layers cannot be the decoder's")
+        return self
+
     @property
     def encoder_layers(self) -> int:
         """Number of layers of the first stack."""
@@ -124,6 +132,9 @@ def check_layers(value: tuple[int, ...]) -> tuple[int, ...]:
         raise ValueError("leave_out must hold layer numbers from 0 on")
     return tuple(sorted(set(value)))
 
+
+# What an output is multiplied by.
+Factor = Annotated[float, Field(ge=-MAX_FACTOR, le=MAX_FACTOR)]
 
 # Layers that a method leaves alone (AdapterDrop, arXiv 2010.11918).
 Layers = Annotated[tuple[int, ...], FailFast(), AfterValidator(check_layers)]

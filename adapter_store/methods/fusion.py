@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from adapter_store.families import Site
-from adapter_store.methods.base import LEAST_DIVISOR, Activation, Backbone, Frozen, Layers, Shape
+from adapter_store.methods.base import LEAST_DIVISOR, MAX_FACTOR, Activation, Backbone, Frozen, Layers, Shape
 from adapter_store.names import shown
 
 
@@ -25,7 +25,7 @@ class Fusion(Frozen):
     query_before_ln: bool = False
     value_before_softmax: bool = True
     residual_before: bool = False
-    temperature: float = Field(default=1.0, ge=LEAST_DIVISOR)
+    temperature: float = Field(default=1.0, ge=LEAST_DIVISOR, le=MAX_FACTOR)
 
     @model_validator(mode="after")
     def _distinct(self) -> "Fusion":

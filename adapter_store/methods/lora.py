@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from adapter_store.families import ADDRESS
-from adapter_store.methods.base import Backbone, Frozen, Shape
+from adapter_store.methods.base import Backbone, Factor, Frozen, Shape
 from adapter_store.names import shown
 
 MAX_RANK = 4096
@@ -39,9 +39,9 @@ class LoRA(Frozen):
     method: Literal["lora"] = "lora"
     modules: tuple[str, ...] = Field(min_length=1, fail_fast=True)
     rank: int = Field(ge=1, le=MAX_RANK)
-    scaling: float
+    scaling: Factor
     ranks: dict[str, int] = Field(default_factory=dict)
-    scalings: dict[str, float] = Field(default_factory=dict)
+    scalings: dict[str, Factor] = Field(default_factory=dict)
     use_gating: bool = False
 
     @field_validator("modules")
@@ -94,7 +94,7 @@ class IA3(Frozen):
     method: Literal["ia3"] = "ia3"
     outputs: tuple[str, ...] = Field(default=(), fail_fast=True)
     inputs: tuple[str, ...] = Field(default=(), fail_fast=True)
-    scaling: float = 1.0
+    scaling: Factor = 1.0
     use_gating: bool = False
 
     @field_validator("outputs", "inputs")
