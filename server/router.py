@@ -25,7 +25,9 @@ from server.errors import ApiError
 from server.setups import check_setup, reserved_tokens
 
 BASE = Route("base")
+DEFAULT_TERMS = Terms()
 MAX_KNOWN = 10_000
+MAX_STACKED = 64
 
 Names = dict[str, str]  # how a sentence or an answer names a package, by digest
 
@@ -74,7 +76,7 @@ class Router:
         self._manifests: OrderedDict[str, Manifest] = OrderedDict()
         self._pending: dict[str, str] = {}  # names by digest of what is published together, while it is checked
 
-    def route(self, model: str, terms: Terms = Terms()) -> Route:
+    def route(self, model: str, terms: Terms = DEFAULT_TERMS) -> Route:
         """The route of a model string as the catalogue stands now. Raises InvalidName, NotFound, UnsupportedMethod, ApiError (no head)."""
         known = self._look(model, terms)
         if known.weighted:
@@ -83,7 +85,7 @@ class Router:
             known.route = self._resolve(known.composition)
         return known.route
 
-    def channels(self, model: str, terms: Terms = Terms()) -> tuple[str, ...]:
+    def channels(self, model: str, terms: Terms = DEFAULT_TERMS) -> tuple[str, ...]:
         """The model strings that a model string stands for: one for each answer of its `parallel(...)`, else itself."""
         known = self._look(model, terms)
         if known.weighted:
@@ -321,6 +323,8 @@ def _stacked(setups: list[Setup | None]) -> Setup | None:
     flat: list[Setup] = []
     for setup in setups:
         flat += setup.children if isinstance(setup, Stack) else [] if setup is None else [setup]
+        if len(flat) > MAX_STACKED:  # published stacks of each other would double with each
+            raise UnsupportedMethod(f"The stack holds more than {MAX_STACKED} adapters, those of the packages in it counted: stack fewer.")
     return None if not flat else flat[0] if len(flat) == 1 else Stack(tuple(flat))
 
 

@@ -1,6 +1,6 @@
 """Golden examples: what a package must answer before it is published, tried by a real forward on this backbone.
 
-The package is not in the store yet: while it is tried, its file and its manifest are staged here, where the loader and the router look first.
+The package is not in the store yet: while it is tried, its file and its manifest are staged here, where the loader looks first.
 """
 
 from collections.abc import Iterator

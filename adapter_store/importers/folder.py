@@ -27,6 +27,7 @@ Frozen = Callable[[str], TensorData | None]
 
 MAX_FILES = 1024
 MAX_JSON = 16 << 20
+MAX_JSON_VALUES = 1 << 18
 MAX_CHECKPOINT = 64 << 30  # bytes of a whole model; it is mapped, and little of it is read
 CARD = "README.md"
 EXAMPLES = "examples.json"
@@ -109,7 +110,7 @@ def read_object(files: Files, name: str) -> dict[str, Any]:
     size = path.stat().st_size
     if size > MAX_JSON:
         raise InvalidPackage(f"{name} has {size} bytes; at most {MAX_JSON} are allowed.")
-    value = parse_json(path.read_bytes(), name)
+    value = parse_json(path.read_bytes(), name, MAX_JSON_VALUES)
     if not isinstance(value, dict):
         raise InvalidPackage(f"{name} is not a JSON object.")
     return value
@@ -148,8 +149,9 @@ def read_card(files: Files, warnings: list[str]) -> tuple[str, str]:
     if len(text) > MAX_CARD:
         warnings.append(f"{CARD} is longer than {MAX_CARD} characters and was cut.")
     front_matter = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
-    license_line = front_matter and re.search(r"^license:[ \t]*(\S.*?)[ \t\r]*$", front_matter[1], re.MULTILINE)
-    return text[:MAX_CARD], license_line[1].strip("\"'")[:256] if license_line else ""
+    lines = front_matter[1].split("\n") if front_matter else []
+    license_name = next((named for line in lines if line.startswith("license:") and (named := line.removeprefix("license:").strip())), "")
+    return text[:MAX_CARD], license_name.strip("\"'")[:256]
 
 
 def listed(names: Iterable[str], limit: int = 10) -> str:
