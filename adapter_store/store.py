@@ -67,10 +67,12 @@ class Store:
         self._grace = grace
         self._lock = threading.Lock()
         self._log = Log(blobs, snapshot_every)
-        self._catalog = Catalog()
         self._verified = Verified()
         self._held: Counter[str] = Counter()
         self._cache = DiskCache(cache, cache_bytes, self._fetch) if blobs.root is None else None
+        self._catalog = self._log.newest_snapshot()
+        self.refresh()
+        self._log.snapshot(self._catalog)
 
     @classmethod
     def open(
@@ -88,11 +90,7 @@ class Store:
         folder by default. grace: seconds that a blob without references stays. snapshot_every: commits from one snapshot to the next.
         """
         probe(open_blobs(url, impatient=True))
-        store = cls(open_blobs(url), max_size, cache, cache_bytes, grace, snapshot_every)
-        store._catalog = store._log.newest_snapshot()
-        store.refresh()
-        store._log.snapshot(store._catalog)
-        return store
+        return cls(open_blobs(url), max_size, cache, cache_bytes, grace, snapshot_every)
 
     # Queries
 
