@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -267,3 +268,12 @@ def test_a_slow_body_and_several_requests_are_left_alone(port: int) -> None:
 def test_defaults_leave_room() -> None:
     settings = Settings(backbone="none")
     assert (settings.max_header_bytes, settings.max_uploads, settings.body_timeout) == (32768, 4, 60)
+
+
+def test_every_setting_of_access_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs/access.md").read_text()
+    names = [
+        name for name in Settings.model_fields if re.search("header|body|upload|target|keep_alive|api_keys|signers|audit|insecure", name)
+    ]
+    assert len(names) == 12
+    assert [name for name in names if f"--{name.replace('_', '-')}" not in text] == []
