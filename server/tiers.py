@@ -8,7 +8,7 @@ holds any. Sets that are here are taken at once; the others wait in order of arr
 
 import asyncio
 from collections import OrderedDict, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Generic, TypeVar
@@ -94,6 +94,10 @@ class Tier(Generic[V]):
     def __contains__(self, digest: str) -> bool:
         entry = self._entries.get(digest)
         return entry is not None and entry.ready
+
+    def __iter__(self) -> Iterator[str]:
+        """The digests in the tier or on their way into it."""
+        return iter(self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)
