@@ -9,7 +9,7 @@ Stack, Fuse, Average and Parallel are the composition blocks of the `adapters` l
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from adapter_store.errors import InvalidName
@@ -18,6 +18,7 @@ from adapter_store.names import Reference, parse_reference, shown
 MAX_LENGTH = 8192
 MAX_DEPTH = 8
 MAX_CHANNELS = 256
+MAX_WEIGHT = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,26 @@ def walk(block: Block | None) -> Iterator[Block]:
     if not isinstance(block, Adapter):
         for child in block.children:
             yield from walk(child)
+
+
+def replaced(composition: Composition, by: Callable[[Reference], Reference]) -> Composition:
+    """The composition with each of its references replaced by what `by` makes of it."""
+
+    def inside(block: Block) -> Block:
+        match block:
+            case Adapter(reference):
+                return Adapter(by(reference))
+            case Stack(children):
+                return Stack(tuple(map(inside, children)))
+            case Average(children, weights):
+                return Average(tuple(map(inside, children)), weights)
+            case Fuse(fusion, children):
+                return Fuse(by(fusion), tuple(map(inside, children)))
+            case Parallel(children):
+                return Parallel(tuple(map(inside, children)))
+
+    root = None if composition.root is None else inside(composition.root)
+    return Composition(root, None if composition.head is None else by(composition.head))
 
 
 def channels(block: Block) -> list[Block]:
@@ -236,8 +257,8 @@ def _weight(word: str) -> float:
         weight = float(word)
     except ValueError:
         weight = math.nan
-    if not (math.isfinite(weight) and weight >= 0):
-        raise InvalidName(f"{shown(word)} is not a weight: use a number of 0 or more.")
+    if not 0 <= weight <= MAX_WEIGHT:
+        raise InvalidName(f"{shown(word)} is not a weight: use a number from 0 to {MAX_WEIGHT:.0f}.")
     return weight
 
 

@@ -69,6 +69,11 @@ def parse_reference(text: str) -> Reference:
     return Reference(name, selector)
 
 
+def one_line(text: str, limit: int) -> str:
+    """Somebody else's words for an error sentence: cut, and what does not print (line breaks, half surrogates) escaped."""
+    return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text[:limit])
+
+
 def shown(text: str, limit: int = 80) -> str:
     """`text` quoted for an error sentence, cut so that hostile input cannot blow the sentence up."""
     return repr(text if len(text) <= limit else text[:limit] + "…")

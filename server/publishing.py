@@ -4,10 +4,11 @@ The steps are blocking and run on a worker thread.
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from adapter_store.composition import parse, references
 from adapter_store.errors import StoreError, UnsupportedMethod, WrongBackbone
 from adapter_store.families import FAMILIES
 from adapter_store.importers import Frozen, Step, import_to_file, needed_members, setup_steps, write_imported
@@ -15,9 +16,28 @@ from adapter_store.manifest import LM_HEADS, Head, Manifest
 from adapter_store.methods import Backbone, Norms, Prefix, Prompt
 from adapter_store.names import parse_reference, shown
 from adapter_store.package import Package
+from adapter_store.signatures import Trust
 from adapter_store.store import Published, Store, summarise
+from server.access.visibility import check_name as check_seen
+from server.core import LOCAL, Caller
 from server.router import Router
 from server.setups import check_places
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What is asked of a publish: under which name, with which alias moved in the same commit, by whom.
+
+    members: which package a fusion's member is, by the name that its config gives it; by default the one of that name.
+    signature: `SIGNER:BASE64` over the package's digest.
+    """
+
+    name: str
+    alias: str | None = None
+    only_new: bool = False
+    members: Mapping[str, str] = field(default_factory=dict)
+    signature: str | None = None
+    caller: Caller = LOCAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +53,9 @@ class Uploaded:
 class Publisher:
     """Publishes to one store for one backbone. has_pooler, has_lm_head: whether the backbone's checkpoint carries their weights.
 
-    frozen: the checkpoint's tensors by name, which whole checkpoints that are imported are compared with.
+    frozen: the checkpoint's tensors by name, which whole checkpoints that are imported are compared with. trial runs a
+    package's golden examples through the backbone. trust refuses packages for what signed them (or did not).
+    scratch: where what is imported lies until it is published.
     """
 
     store: Store
@@ -42,26 +64,25 @@ class Publisher:
     has_pooler: bool
     has_lm_head: bool
     frozen: Frozen | None = None
+    trial: Callable[[str, Package, Path], None] = lambda name, package, path: None
+    trust: Trust = field(default_factory=lambda: Trust(None))
+    scratch: Path | None = None
 
-    def package(self, path: Path, name: str, alias: str | None, only_new: bool) -> Uploaded:
+    def package(self, path: Path, upload: Upload) -> Uploaded:
         """Publishes a package file."""
-        return Uploaded(self.store.publish(path, name, self.backbone, alias, only_new, self._check))
+        package = self.store.examine(path, upload.name, self.backbone, upload.alias, lambda package: self._check(package, upload))
+        return Uploaded(self._publish([(upload.name, package, path)], upload))
 
-    def folder(
-        self, files: Mapping[str, Path], name: str, alias: str | None, only_new: bool, members: Mapping[str, str] | None = None
-    ) -> Uploaded:
-        """Imports the files of an adapter's folder and publishes the package; of a setup, its members too, in one commit.
-
-        `members` says which package a fusion's member is, by the name that its config gives it; by default the one of that name.
-        """
-        with tempfile.TemporaryDirectory(prefix="turret-import-") as folder:
-            steps = setup_steps(files, self.backbone, name)
+    def folder(self, files: Mapping[str, Path], upload: Upload) -> Uploaded:
+        """Imports the files of an adapter's folder and publishes the package; of a setup, its members too, in one commit."""
+        with tempfile.TemporaryDirectory(prefix="import-", dir=self.scratch) as folder:
+            steps = setup_steps(files, self.backbone, upload.name)
             if steps is not None:
-                return self._setup(steps, Path(folder), alias, only_new)
+                return self._setup(steps, Path(folder), upload)
             target = Path(folder) / "package.safetensors"
-            imported = import_to_file(files, self.backbone, target, members=self._pins(files, members or {}), frozen=self.frozen)
-            published = self.store.publish(target, name, self.backbone, alias, only_new, self._check)
-            return Uploaded(published, imported.warnings, imported.report)
+            imported = import_to_file(files, self.backbone, target, members=self._pins(files, upload), frozen=self.frozen)
+            uploaded = self.package(target, upload)
+            return replace(uploaded, warnings=imported.warnings, report=imported.report)
 
     def all_of(self, folder: Path) -> list[Uploaded]:
         """Publishes every package file of a folder under its file's name, those first that others are composed of.
@@ -77,26 +98,36 @@ class Publisher:
             unpublished = {f"{path.stem}@{packages[path].digest}" for path in waiting}
             ready = [path for path, members in waiting.items() if not members & unpublished]
             for path in ready or list(waiting)[:1]:  # packages that wait for each other cannot be, and are refused
-                uploaded.append(self.package(path, path.stem, None, False))
+                uploaded.append(self.package(path, Upload(path.stem)))
                 del waiting[path]
         return uploaded
 
-    def _pins(self, files: Mapping[str, Path], members: Mapping[str, str]) -> dict[str, str]:
+    def _publish(self, packages: Sequence[tuple[str, Package, Path]], upload: Upload) -> Published:
+        """The last step: what is checked becomes a commit."""
+        for name, package, path in packages:
+            self.trust.check(name, package.digest, upload.signature)
+            if not self.store.catalog.holds(package.digest):
+                self.trial(name, package, path)
+        return self.store.publish_all(packages, upload.alias, upload.only_new, upload.caller.name, upload.signature)[-1]
+
+    def _pins(self, files: Mapping[str, Path], upload: Upload) -> dict[str, str]:
         """What the members of a fusion folder are: pinned references by the names of its config."""
         needed = needed_members(files)
-        unknown = sorted(members.keys() - set(needed))
+        unknown = sorted(upload.members.keys() - set(needed))
         if unknown:
             raise UnsupportedMethod(f"The folder has no member {shown(unknown[0])}; its members are {', '.join(needed) or 'none'}.")
         pins = {}
         for member in needed:
             try:
-                pins[member] = self.store.resolve(parse_reference(members.get(member, member))).pin
+                reference = parse_reference(upload.members.get(member, member))
+                check_seen(upload.caller, reference.name)
+                pins[member] = self.store.resolve(reference).pin
             except StoreError as error:
                 told = "must be published first, or be given another name with member=MEMBER=NAME (turret push --member)."
                 raise type(error)(f"{error} The fusion's member {shown(member)} {told}") from None
         return pins
 
-    def _setup(self, steps: Sequence[Step], folder: Path, alias: str | None, only_new: bool) -> Uploaded:
+    def _setup(self, steps: Sequence[Step], folder: Path, upload: Upload) -> Uploaded:
         """Publishes the packages of a setup in one commit, the setup itself last."""
         pins: dict[str, str] = {}
         packages: list[tuple[str, Package, Path]] = []
@@ -104,10 +135,11 @@ class Publisher:
         report: list[str] = []
         pending: dict[str, Manifest] = {}
         for number, step in enumerate(steps):
+            check_seen(upload.caller, step.name)
             imported = step.build(pins)
             path = folder / f"{number}.safetensors"
             write_imported(imported, path)
-            package = self.store.examine(path, step.name, self.backbone, alias, self._check_alone)
+            package = self.store.examine(path, step.name, self.backbone, upload.alias, self._check_alone)
             pending[f"{step.name}@{package.digest}"] = package.manifest
             pins[step.name] = f"{step.name}@{package.digest}"
             packages.append((step.name, package, path))
@@ -115,11 +147,15 @@ class Publisher:
             report += [f"{step.name}: {line}" for line in imported.report]
         for _, package, _ in packages:
             self.router.check(package.manifest, package.digest, pending)
-        return Uploaded(self.store.publish_all(packages, alias, only_new)[-1], tuple(warnings), tuple(report))
+        return Uploaded(self._publish(packages, upload), tuple(warnings), tuple(report))
 
-    def _check(self, package: Package) -> None:
-        """Raises UnsupportedMethod for what is not served, WrongBackbone for what this backbone has not."""
+    def _check(self, package: Package, upload: Upload) -> None:
+        """Raises UnsupportedMethod for what is not served, WrongBackbone for what this backbone has not, NotFound for unknown members."""
         self._check_alone(package)
+        if package.manifest.composition is not None:
+            for reference in references(parse(package.manifest.composition).root):
+                if reference.name != "self":
+                    check_seen(upload.caller, reference.name)
         self.router.check(package.manifest, package.digest, {})
 
     def _check_alone(self, package: Package) -> None:

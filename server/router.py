@@ -1,61 +1,194 @@
-"""A model string becomes a Route: versions pinned, compositions resolved, the head chosen. Knows the catalogue, no engine."""
+"""A model string becomes a Route: versions pinned, compositions resolved, the head chosen. Knows the catalogue, no engine.
 
+Who asks matters in two ways: a name that the caller may not know of is answered as one that does not exist, and a weighted alias
+is drawn by the caller's key, so that the same key stays with the same version.
+"""
+
+import random
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 
 from adapter_store import composition as blocks
 from adapter_store.catalog import Summary, VersionRecord
-from adapter_store.composition import Block, Composition, channels, format_composition, parse
+from adapter_store.composition import Block, Composition, channels, format_composition, parse, references, replaced
 from adapter_store.errors import InvalidName, UnsupportedMethod
 from adapter_store.manifest import Head, Manifest
 from adapter_store.methods import Backbone
 from adapter_store.names import Reference
+from adapter_store.signatures import Trust
 from adapter_store.store import Store
-from server.core import Average, Fuse, Route, Setup, Stack, Use, setup_fusions
+from server.access.visibility import check_name
+from server.core import Average, Fuse, Route, Setup, Stack, Terms, Use, setup_fusions
 from server.errors import ApiError
 from server.setups import check_setup, reserved_tokens
 
 BASE = Route("base")
-MAX_ROUTES = 100_000
+DEFAULT_TERMS = Terms()
+MAX_KNOWN = 10_000
+MAX_STACKED = 64
+
+Names = dict[str, str]  # how a sentence or an answer names a package, by digest
+
+
+class ManifestNotRead(Exception):
+    """A route needs a manifest that has to be read first (`Router.read`, on a thread that may block)."""
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(digest)
+        self.digest = digest
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A block on the way to a Route: its setup (None: nothing acts), its text with versions, and its members' texts by setup."""
+    """A block on the way to a Route: its setup (None: nothing acts), and its text with versions."""
 
     setup: Setup | None
     text: str
 
 
-class Router:
-    """Resolves model strings against a store. Routes are kept until the catalogue changes, manifests for good (by digest)."""
+@dataclass(slots=True, eq=False)
+class Known:
+    """A model string that was asked for since the catalogue changed: what it says, whether an alias in it is weighted, its route."""
 
-    def __init__(self, store: Store, backbone: Backbone) -> None:
+    composition: Composition
+    names: frozenset[str]
+    weighted: bool
+    route: Route | None = None
+    channels: tuple[str, ...] | None = None
+
+
+class Router:
+    """Resolves model strings against a store. What is known of a string is kept until the catalogue changes, manifests by digest.
+
+    `trust` may refuse a version for what signed it (or did not). Without `reads` nothing here waits for the store: a manifest that
+    is missing raises ManifestNotRead.
+    """
+
+    def __init__(self, store: Store, backbone: Backbone, trust: Trust | None = None, reads: bool = True) -> None:
         self._store = store
+        self._trust = Trust(None) if trust is None else trust
+        self._reads = reads
         self._backbone = backbone
-        self._routes: dict[str, Route] = {}
-        self._routes_of = -1
-        self._manifests: dict[str, Manifest] = {}
+        self._known: dict[str, Known] = {}
+        self._known_of = (-1, -1)
+        self._manifests: OrderedDict[str, Manifest] = OrderedDict()
         self._pending: dict[str, str] = {}  # names by digest of what is published together, while it is checked
 
-    def route(self, model: str) -> Route:
+    def route(self, model: str, terms: Terms = DEFAULT_TERMS) -> Route:
         """The route of a model string as the catalogue stands now. Raises InvalidName, NotFound, UnsupportedMethod, ApiError (no head)."""
-        catalog = self._store.catalog
-        if catalog.n != self._routes_of:
-            self._routes.clear()
-            self._routes_of = catalog.n
-        route = self._routes.get(model)
-        if route is None:
-            route = self._resolve(parse(model))
-            if len(self._routes) < MAX_ROUTES:
-                self._routes[model] = route
-        return route
+        known = self._look(model, terms)
+        if known.weighted:
+            return self.route(format_composition(self._drawn(known.composition, terms)), terms)
+        if known.route is None:
+            known.route = self._resolve(known.composition)
+        return known.route
 
-    def channels(self, model: str) -> tuple[str, ...]:
+    def channels(self, model: str, terms: Terms = DEFAULT_TERMS) -> tuple[str, ...]:
         """The model strings that a model string stands for: one for each answer of its `parallel(...)`, else itself."""
-        if "parallel" not in model and not self._may_be_parallel(model):
-            return (model,)
+        known = self._look(model, terms)
+        if known.weighted:
+            return self._channels(model, self._drawn(known.composition, terms))
+        if known.channels is None:
+            known.channels = self._channels(model, known.composition)
+        return known.channels
+
+    def manifest(self, digest: str) -> Manifest:
+        """The manifest of a package in the store."""
+        manifest = self._manifests.get(digest)
+        if manifest is None:
+            if not self._reads:
+                raise ManifestNotRead(digest)
+            manifest = self.read(digest)
+        return manifest
+
+    def read(self, digest: str) -> Manifest:
+        """The same, from the store; blocks, and may be called from any thread."""
+        manifest = self._manifests[digest] = self._store.manifest(digest)
+        if len(self._manifests) > MAX_KNOWN:
+            self._manifests.popitem(last=False)
+        return manifest
+
+    def forget(self, digest: str) -> None:
+        """Drops what is kept of a deleted package."""
+        self._manifests.pop(digest, None)
+
+    def candidate(self, name: str, manifest: Manifest, digest: str) -> Route:
+        """The route that a package will have once it is published as `name`; raises as `route` does."""
+        trying = Router(self._store, self._backbone, self._trust)
+        trying._pending[digest] = name
+        trying._manifests[digest] = manifest
+        return trying._resolve(Composition(blocks.Adapter(Reference(name, digest))))
+
+    def _look(self, model: str, terms: Terms) -> Known:
+        """What is known of a model string. Raises InvalidName, and NotFound for a name that the caller may not know of."""
+        now = (self._store.catalog.n, self._trust.generation)
+        if now != self._known_of or len(self._known) > MAX_KNOWN:
+            self._known.clear()
+            self._known_of = now
+        known = self._known.get(model)
+        if known is None:
+            known = self._known[model] = self._read(model)
+        if terms.caller.patterns != ("*",):
+            for name in known.names:
+                check_name(terms.caller, name)
+        return known
+
+    def _read(self, model: str) -> Known:
         composition = parse(model)
+        named = [*references(composition.root), *([] if composition.head is None else [composition.head])]
+        weighted = any(self._store.catalog.weighted(reference) for reference in named)
+        return Known(composition, frozenset(reference.name for reference in named), weighted)
+
+    def _drawn(self, composition: Composition, terms: Terms) -> Composition:
+        """The composition with a version in the place of each weighted alias."""
+
+        def version(reference: Reference) -> Reference:
+            if not self._store.catalog.weighted(reference):
+                return reference
+            record = self._store.catalog.resolve(reference, _spot(reference, terms.key))
+            return Reference(record.name, str(record.version))
+
+        return replaced(composition, version)
+
+    def check(self, manifest: Manifest, digest: str, pending: Mapping[str, Manifest]) -> None:
+        """Raises UnsupportedMethod or NotFound where the composition of a package that is being published is not served.
+
+        `pending` are packages that are published together with it, by their pins.
+        """
+        if manifest.composition is None:
+            return
+        checking = Router(self._store, self._backbone, self._trust)
+        checking._pending = {pin.rpartition("@")[2]: pin.rpartition("@")[0] for pin in pending}
+        checking._manifests.update({pin.rpartition("@")[2]: one for pin, one in pending.items()} | {digest: manifest})
+        for block in channels(_root(manifest)):
+            names = {digest: "self"}
+            setup = checking._block(block, digest, names).setup
+            if setup is not None:
+                check_setup(setup, checking.manifest, names.__getitem__, self._backbone)
+
+    def _resolve(self, composition: Composition) -> Route:
+        names: Names = {}
+        if composition.root is None:
+            resolved, model, digest = Resolved(None, "base"), "base", None
+        else:
+            if len(channels(self._opened(composition.root))) > 1:
+                raise ApiError(400, "several_answers", "A parallel composition has several answers: ask through /v1/predict.", "model")
+            resolved = self._block(composition.root, None, names)
+            model = resolved.text
+            single = isinstance(composition.root, blocks.Adapter)
+            digest = self._record(composition.root.reference).digest if single else None  # type: ignore[union-attr]
+        if resolved.setup is not None:
+            check_setup(resolved.setup, self.manifest, names.__getitem__, self._backbone)
+        head, head_digest = self._head(composition)
+        if composition.head is not None:
+            model = f"{model}#{self._record(composition.head).reference}"
+        members = tuple(tuple(_member(child, names) for child in fuse.children) for fuse in setup_fusions(resolved.setup))
+        reserved = reserved_tokens(resolved.setup, self.manifest)
+        return Route(model, digest, resolved.setup, head, head_digest, members, reserved)
+
+    def _channels(self, model: str, composition: Composition) -> tuple[str, ...]:
         if composition.root is None:
             return (model,)
         found = channels(self._opened(composition.root))
@@ -65,84 +198,37 @@ class Router:
             raise InvalidName("A parallel composition answers with the heads of its members, so '#' cannot choose one.")
         return tuple(format_composition(Composition(block)) for block in found)
 
-    def manifest(self, digest: str) -> Manifest:
-        """The manifest of a package in the store."""
-        manifest = self._manifests.get(digest)
-        if manifest is None:
-            manifest = self._manifests[digest] = self._store.manifest(digest)
-        return manifest
-
-    def forget(self, digest: str) -> None:
-        """Drops what is kept of a deleted package."""
-        self._manifests.pop(digest, None)
-
-    def check(self, manifest: Manifest, digest: str, pending: Mapping[str, Manifest]) -> None:
-        """Raises UnsupportedMethod or NotFound where the composition of a package that is being published is not served.
-
-        `pending` are packages that are published together with it, by their pins.
-        """
-        if manifest.composition is None:
-            return
-        checking = Router(self._store, self._backbone)
-        checking._pending = {pin.rpartition("@")[2]: pin.rpartition("@")[0] for pin in pending}
-        checking._manifests = {pin.rpartition("@")[2]: one for pin, one in pending.items()} | {digest: manifest}
-        for block in channels(_root(manifest)):
-            setup = checking._block(block, digest).setup
-            if setup is not None:
-                check_setup(setup, checking.manifest, checking._shown, self._backbone)
-
-    def _resolve(self, composition: Composition) -> Route:
-        if composition.root is None:
-            resolved, model, digest = Resolved(None, "base"), "base", None
-        else:
-            if len(channels(self._opened(composition.root))) > 1:
-                raise ApiError(400, "several_answers", "A parallel composition has several answers: ask through /v1/predict.", "model")
-            resolved = self._block(composition.root, None)
-            model = resolved.text
-            single = isinstance(composition.root, blocks.Adapter)
-            digest = self._record(composition.root.reference).digest if single else None  # type: ignore[union-attr]
-        if resolved.setup is not None:
-            check_setup(resolved.setup, self.manifest, self._shown, self._backbone)
-        head, head_digest = self._head(composition)
-        if composition.head is not None:
-            model = f"{model}#{self._record(composition.head).reference}"
-        members = tuple(tuple(self._member(child) for child in fuse.children) for fuse in setup_fusions(resolved.setup))
-        reserved = reserved_tokens(resolved.setup, self.manifest)
-        return Route(model, digest, resolved.setup, head, head_digest, members, reserved)
-
-    def _may_be_parallel(self, model: str) -> bool:
-        """Whether a plain reference could be a published parallel: only such a package is opened for it."""
-        if "(" in model or model == "base":
-            return "(" in model
-        return True
-
     # Blocks to setups. `self` is the digest that "self" means inside a package's composition, None at the top.
 
-    def _block(self, block: Block, self_digest: str | None) -> Resolved:
+    def _block(self, block: Block, self_digest: str | None, names: Names) -> Resolved:
+        """A block resolved; `names` gets what its packages go by."""
         match block:
             case blocks.Adapter(reference):
                 if reference.name == "self":
                     assert self_digest is not None
                     return Resolved(Use(self_digest), "self")
                 record = self._record(reference)
-                return Resolved(self._package(record), record.reference)
+                names.setdefault(record.digest, record.reference)
+                return Resolved(self._package(record, names), record.reference)
             case blocks.Stack(children):
                 flat = [inner for child in children for inner in (child.children if isinstance(child, blocks.Stack) else (child,))]
-                parts = [self._block(child, self_digest) for child in flat]
+                parts = [self._block(child, self_digest, names) for child in flat]
                 return Resolved(_stacked([part.setup for part in parts]), f"stack({', '.join(part.text for part in parts)})")
             case blocks.Average(children, weights):
-                parts = [self._block(child, self_digest) for child in children]
+                parts = [self._block(child, self_digest, names) for child in children]
                 setups = self._all(parts, "average")
                 pairs = ", ".join(f"{part.text}:{weight:.12g}" for part, weight in zip(parts, weights, strict=True))
                 return Resolved(Average(setups, weights), f"average({pairs})")
             case blocks.Fuse(fusion, children):
-                parts = [self._block(child, self_digest) for child in children]
+                parts = [self._block(child, self_digest, names) for child in children]
                 setups = self._all(parts, "fuse")
-                own = fusion.name == "self"
-                digest = self_digest if own else self._record(fusion).digest
+                digest, text = self_digest, "self"
+                if fusion.name != "self":
+                    record = self._record(fusion)
+                    digest, text = record.digest, record.reference
+                    names.setdefault(digest, text)
                 assert digest is not None
-                shown = "self" if own else self._record(fusion).reference
-                return Resolved(Fuse(digest, setups), f"fuse[{shown}]({', '.join(part.text for part in parts)})")
+                return Resolved(Fuse(digest, setups), f"fuse[{text}]({', '.join(part.text for part in parts)})")
             case blocks.Parallel():
                 raise UnsupportedMethod("parallel(...) has several answers and cannot be part of another block here.")
 
@@ -150,7 +236,9 @@ class Router:
         """The version that a reference means."""
         if self._pending.get(reference.selector) == reference.name:
             return VersionRecord(reference.name, 0, reference.selector, "", Summary(size=0, parameters=0))
-        return self._store.resolve(reference)
+        record = self._store.resolve(reference)
+        self._trust.check(record.name, record.digest, record.signature)
+        return record
 
     def _all(self, parts: list[Resolved], word: str) -> tuple[Setup, ...]:
         for part in parts:
@@ -158,12 +246,12 @@ class Router:
                 raise UnsupportedMethod(f"{word}(...) takes adapters, and '{part.text}' has a head only.")
         return tuple(part.setup for part in parts if part.setup is not None)
 
-    def _package(self, record: VersionRecord) -> Setup | None:
+    def _package(self, record: VersionRecord, names: Names) -> Setup | None:
         """What one package stands for: its own adapter, or its composition."""
         manifest = self.manifest(record.digest)
         if manifest.composition is None:
             return Use(record.digest) if manifest.methods else None
-        return self._block(_root(manifest), record.digest).setup
+        return self._block(_root(manifest), record.digest, names).setup
 
     def _opened(self, block: Block) -> Block:
         """The block with published parallels (and what holds them) written out, so that their channels can be counted."""
@@ -212,19 +300,22 @@ class Router:
                 for child in reversed(children):
                     yield from self._heads(child, self_digest)
 
-    def _member(self, setup: Setup) -> str:
-        match setup:
-            case Use(digest):
-                return self._shown(digest)
-            case Stack(children):
-                return f"stack({', '.join(self._member(child) for child in children)})"
-            case _:
-                return type(setup).__name__.lower()
 
-    def _shown(self, digest: str) -> str:
-        """A package as a sentence names it: one of the versions that hold it."""
-        records = (record for entry in self._store.entries() for record in entry.versions.values())
-        return next((record.reference for record in records if record.digest == digest), digest)
+def _spot(reference: Reference, key: str | None) -> float:
+    """Where in [0, 1) a key falls for an alias: always the same place, or any place without a key."""
+    if key is None:
+        return random.random()
+    return int.from_bytes(sha256(f"{reference}\0{key}".encode()).digest()[:7]) / (1 << 56)
+
+
+def _member(setup: Setup, names: Names) -> str:
+    match setup:
+        case Use(digest):
+            return names[digest]
+        case Stack(children):
+            return f"stack({', '.join(_member(child, names) for child in children)})"
+        case _:
+            return type(setup).__name__.lower()
 
 
 def _stacked(setups: list[Setup | None]) -> Setup | None:
@@ -232,6 +323,8 @@ def _stacked(setups: list[Setup | None]) -> Setup | None:
     flat: list[Setup] = []
     for setup in setups:
         flat += setup.children if isinstance(setup, Stack) else [] if setup is None else [setup]
+        if len(flat) > MAX_STACKED:  # published stacks of each other would double with each
+            raise UnsupportedMethod(f"The stack holds more than {MAX_STACKED} adapters, those of the packages in it counted: stack fewer.")
     return None if not flat else flat[0] if len(flat) == 1 else Stack(tuple(flat))
 
 

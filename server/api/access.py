@@ -58,6 +58,12 @@ RULES = (
     Rule("DELETE", NAME, "publish", changes=True),
     Rule("DELETE", f"{NAME}/versions/{{version}}", "publish", changes=True),
     Rule("PUT", f"{NAME}/aliases/{{alias}}", "publish", changes=True),
+    Rule("DELETE", f"{NAME}/aliases/{{alias}}", "publish", changes=True),
+    Rule("POST", f"{NAME}/aliases/{{alias}}/rollback", "publish", changes=True),
+    Rule("POST", f"{NAME}/load", "admin", changes=True),
+    Rule("POST", f"{NAME}/unload", "admin", changes=True),
+    Rule("POST", "/v1/changes", "publish", changes=True),
+    Rule("GET", "/v1/changes", "publish"),
 )
 
 

@@ -1,39 +1,33 @@
-"""The catalogue over HTTP: publish, list, show, download, alias, delete."""
+"""The catalogue over HTTP: publish, list, show, download, alias, roll back, load, delete."""
 
-import re
-import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 
 from adapter_store.catalog import Entry, VersionRecord
-from adapter_store.names import LATEST, check_name, parse_reference
-from server.api.wire import json_response, services
+from adapter_store.names import check_name, parse_reference
+from server.api.changes import Target, aliases_of, by
+from server.api.uploads import body_file, form_files, is_form
+from server.api.wire import json_response, note, services, terms
 from server.errors import ApiError
-from server.publishing import Uploaded
+from server.publishing import Upload, Uploaded
 from server.services import Services
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
-MAX_FILES = 256
-SETUP = "adapter_setup.json"
-FILE_NAME = re.compile(r"(?:[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,127}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
-
-class AliasRequest(BaseModel):
-    """Where an alias shall point."""
+class LoadRequest(BaseModel):
+    """Which version to bring to the device (a number, an alias or `latest`), and whether it shall stay there."""
 
     model_config = ConfigDict(extra="forbid")
 
-    version: int = Field(ge=1)
+    version: str = Field(default="latest", max_length=80)
+    pin: bool = False
 
 
 # The routes with more segments stand first: a name may hold a slash, so `{name:path}` would swallow them.
@@ -47,23 +41,60 @@ async def download(request: Request, name: str, version: str) -> Response:
     etag = f'"{record.digest}"'
     if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers={"etag": etag})
-    path = await run_in_threadpool(app.store.path, record.digest)
+    with ExitStack() as stack:  # the file is held until its last byte is sent
+        path = await run_in_threadpool(stack.enter_context, app.store.local(record.digest))
+        sent = BackgroundTask(stack.pop_all().close)
     filename = f"{record.name.replace('/', '-')}-{record.version}.safetensors"
-    return FileResponse(path, media_type="application/octet-stream", filename=filename, headers={"etag": etag})
+    return FileResponse(path, media_type="application/octet-stream", filename=filename, headers={"etag": etag}, background=sent)
 
 
 @router.delete("/{name:path}/versions/{version}", summary="Delete one version")
 async def delete_version(request: Request, name: str, version: int) -> Response:
     """Removes a version once no request uses it any more. 409 while an alias or another package refers to it."""
-    return await _delete(services(request), name, version)
+    return await _delete(request, name, version)
+
+
+@router.post("/{name:path}/aliases/{alias}/rollback", summary="Move an alias back")
+async def rollback(request: Request, name: str, alias: str) -> Response:
+    """Points an alias where it pointed before it was last moved; once more takes that back."""
+    await run_in_threadpool(services(request).store.rollback, check_name(name), alias, by(request))
+    return _moved(request, name, alias)
 
 
 @router.put("/{name:path}/aliases/{alias}", summary="Make or move an alias")
-async def put_alias(request: Request, name: str, alias: str, body: AliasRequest) -> Response:
-    """Points an alias of the name to a version."""
+async def put_alias(request: Request, name: str, alias: str, body: Target) -> Response:
+    """Points an alias to a version, or to several by weight: a request takes one of them by its key, always the same one."""
+    await run_in_threadpool(services(request).store.set_alias, check_name(name), alias, body.target, by(request))
+    return _moved(request, name, alias)
+
+
+@router.delete("/{name:path}/aliases/{alias}", summary="Remove an alias")
+async def delete_alias(request: Request, name: str, alias: str) -> Response:
+    """Removes an alias; what it pointed to stays."""
+    await run_in_threadpool(services(request).store.drop_alias, check_name(name), alias, by(request))
+    return _moved(request, name, alias)
+
+
+@router.post("/{name:path}/load", summary="Bring an adapter to the device")
+async def load(request: Request, name: str, body: LoadRequest) -> Response:
+    """Makes a version, with all that it is composed of, resident before its first request; `pin` keeps it from being evicted."""
     app = services(request)
-    await run_in_threadpool(app.store.set_alias, check_name(name), alias, body.version)
-    return json_response({"name": name, "aliases": _aliases(app.store.show(name))})
+    record = app.store.resolve(parse_reference(f"{name}@{body.version}"))
+    await app.residency.load(_digests(record), pin=body.pin)
+    note(request, version=record.version, digest=record.digest, pin=body.pin)
+    return json_response(_residence(app, record))
+
+
+@router.post("/{name:path}/unload", summary="Let an adapter go from the device")
+async def unload(request: Request, name: str) -> Response:
+    """Takes the pins off all versions of the name, and off the device those that no request uses. The next request loads them again.
+    What they are composed of stays: it may be in use by others.
+    """
+    app = services(request)
+    entry = app.store.show(name)
+    for record in entry.versions.values():
+        app.residency.unload([record.digest])
+    return json_response(_residence(app, entry.latest))
 
 
 @router.put("/{name:path}", summary="Publish a package or an adapter's folder", status_code=201)
@@ -73,18 +104,25 @@ async def publish(request: Request, name: str, alias: str | None = None, member:
     as `member=their-name=name@version` says.
 
     201 for a new version; 200 and the existing version for bytes that the name already holds. `If-None-Match: *` refuses an
-    existing name with 412.
+    existing name with 412. `x-turret-signature: SIGNER:BASE64` is an Ed25519 signature over the package's digest.
     """
     app = services(request)
-    check_name(name)
-    only_new = request.headers.get("if-none-match") == "*"
-    pairs = _pairs(member or [])
-    if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        async with _form_files(request) as files:
-            uploaded = await run_in_threadpool(app.publisher.folder, files, name, alias, only_new, pairs)
+    upload = Upload(
+        name=check_name(name),
+        alias=alias,
+        only_new=request.headers.get("if-none-match") == "*",
+        members=_pairs(member or []),
+        signature=request.headers.get("x-turret-signature"),
+        caller=terms(request).caller,
+    )
+    if is_form(request):
+        async with form_files(request) as files:
+            uploaded = await run_in_threadpool(app.publisher.folder, files, upload)
     else:
-        async with _body_file(request) as path:
-            uploaded = await run_in_threadpool(app.publisher.package, path, name, alias, only_new)
+        async with body_file(request) as path:
+            uploaded = await run_in_threadpool(app.publisher.package, path, upload)
+    record = uploaded.published.record
+    note(request, version=record.version, digest=record.digest, alias=alias)
     return json_response(_published(app, uploaded), 201 if uploaded.published.created else 200)
 
 
@@ -98,11 +136,14 @@ async def list_adapters(
     cursor: str | None = None,
 ) -> Response:
     """The newest version of every name, sorted by name. `cursor` is the `next_cursor` of the page before."""
+    sees = terms(request).caller.sees
     entries = [
-        entry for entry in services(request).store.entries() if _wanted(entry, task, method, namespace) and entry.name > (cursor or "")
+        entry
+        for entry in services(request).store.entries()
+        if _wanted(entry, task, method, namespace) and entry.name > (cursor or "") and sees(entry.name)
     ]
     page = entries[:limit]
-    items = [{**_version(entry.latest), "aliases": _aliases(entry)} for entry in page]
+    items = [{**_version(entry.latest), "aliases": aliases_of(entry)} for entry in page]
     return json_response({"adapters": items, "next_cursor": page[-1].name if len(entries) > limit else None})
 
 
@@ -111,14 +152,14 @@ async def show(request: Request, name: str) -> Response:
     """Manifest of the newest version, all versions, aliases, whether it is on the device, and how many rows it answered."""
     app = services(request)
     entry = app.store.show(name)
-    manifest = await run_in_threadpool(app.router.manifest, entry.latest.digest)
+    manifest = await app.inference.reading(lambda: app.router.manifest(entry.latest.digest))
     return json_response(
         {
             "name": entry.name,
-            "aliases": _aliases(entry),
+            "aliases": aliases_of(entry),
             "versions": [_version(record) for record in entry.versions.values()],
             "manifest": manifest.model_dump(mode="json"),
-            "resident": {"device": any(record.digest in app.residency for record in entry.versions.values())},
+            "resident": _resident(app, *entry.versions.values()),
             "counts": {"requests": int(sum(_rows(app, record) for record in entry.versions.values()))},
         }
     )
@@ -127,17 +168,38 @@ async def show(request: Request, name: str) -> Response:
 @router.delete("/{name:path}", summary="Delete an adapter")
 async def delete(request: Request, name: str) -> Response:
     """Removes a name with all its versions once no request uses them any more. 409 while another package refers to one."""
-    return await _delete(services(request), name, None)
+    return await _delete(request, name, None)
 
 
-async def _delete(app: Services, name: str, version: int | None) -> Response:
+async def _delete(request: Request, name: str, version: int | None) -> Response:
+    app = services(request)
     versions = list(app.store.show(name).versions) if version is None else [version]
-    digests = await run_in_threadpool(app.store.delete, name, version, False)
-    for digest in digests:
-        await app.residency.drop(digest)
-        app.router.forget(digest)
-    await run_in_threadpool(app.store.collect, digests)
+    await run_in_threadpool(app.store.delete, name, version, by(request))
+    await app.following.settle()
+    note(request, versions=versions)
     return json_response({"name": name, "deleted": versions})
+
+
+def _moved(request: Request, name: str, alias: str) -> Response:
+    aliases = aliases_of(services(request).store.show(name))
+    note(request, alias=alias, target=aliases.get(alias))
+    return json_response({"name": name, "aliases": aliases})
+
+
+def _digests(record: VersionRecord) -> tuple[str, ...]:
+    """A version's own digest and those of everything that it is composed of."""
+    members = (pin.rpartition("@")[2] for pin in record.summary.members)
+    return tuple(dict.fromkeys((*members, record.digest)))
+
+
+def _residence(app: Services, record: VersionRecord) -> dict[str, Any]:
+    return {"name": record.name, "version": record.version, "digest": record.digest, "resident": _resident(app, record)}
+
+
+def _resident(app: Services, *records: VersionRecord) -> dict[str, bool]:
+    """Where any of some versions is."""
+    places = [app.residency.resident(record.digest) for record in records]
+    return {place: any(one[place] for one in places) for place in ("device", "host", "pinned")}
 
 
 def _pairs(members: list[str]) -> dict[str, str]:
@@ -160,10 +222,6 @@ def _wanted(entry: Entry, task: str | None, method: str | None, namespace: str |
     )
 
 
-def _aliases(entry: Entry) -> dict[str, int]:
-    return {LATEST: entry.latest.version, **entry.aliases}
-
-
 def _version(record: VersionRecord) -> dict[str, Any]:
     summary = record.summary
     return {
@@ -177,6 +235,8 @@ def _version(record: VersionRecord) -> dict[str, Any]:
         "parameters": summary.parameters,
         "license": summary.license,
         "created": record.created,
+        "by": record.by,
+        "signature": None if record.signature is None else record.signature.partition(":")[0],
     }
 
 
@@ -187,70 +247,4 @@ def _rows(app: Services, record: VersionRecord) -> float:
 def _published(app: Services, uploaded: Uploaded) -> dict[str, Any]:
     record = uploaded.published.record
     entry = app.store.show(record.name)
-    return {**_version(record), "aliases": _aliases(entry), "warnings": list(uploaded.warnings), "imported": list(uploaded.report)}
-
-
-@asynccontextmanager
-async def _body_file(request: Request) -> AsyncIterator[Path]:
-    """The body on disk, for as long as it is needed."""
-    with tempfile.TemporaryDirectory(prefix="turret-upload-") as folder:
-        path = Path(folder) / "package.safetensors"
-        with path.open("wb") as file:
-            async for chunk in request.stream():
-                await run_in_threadpool(file.write, chunk)
-        if path.stat().st_size == 0:
-            raise ApiError(400, "empty_body", "The body is empty: send a package file, or a folder as multipart/form-data.")
-        yield path
-
-
-@asynccontextmanager
-async def _form_files(request: Request) -> AsyncIterator[dict[str, Path]]:
-    """The files of a multipart body on disk, by their own names; a name that is a path is refused."""
-    with tempfile.TemporaryDirectory(prefix="turret-upload-") as folder:
-        files: dict[str, Path] = {}
-        try:
-            form = await request.form(max_files=MAX_FILES, max_fields=8)
-        except HTTPException as error:  # what Starlette makes of a MultiPartException
-            raise ApiError(400, "invalid_form", f"The multipart body cannot be read: {error.detail}") from error
-        async with _closing(form):
-            for _, part in form.multi_items():
-                if isinstance(part, UploadFile):
-                    name = _file_name(part.filename, files)
-                    files[name] = Path(folder) / f"{len(files)}-{name.rpartition('/')[2]}"
-                    await run_in_threadpool(_copy, part, files[name])
-        stray = next((name for name in files if "/" in name), None)
-        if stray is not None and SETUP not in files:
-            raise _bad_name(stray)
-        if not files:
-            raise ApiError(400, "empty_form", "The form holds no files: send the files of an adapter's folder under their own names.")
-        yield files
-
-
-@asynccontextmanager
-async def _closing(form: Any) -> AsyncIterator[None]:
-    try:
-        yield
-    finally:
-        await form.close()
-
-
-def _file_name(name: str | None, taken: dict[str, Path]) -> str:
-    if name is None or not FILE_NAME.fullmatch(name):
-        raise _bad_name(name or "")
-    if name in taken:
-        raise ApiError(422, "duplicate_file", f"The form holds two files called '{name}'.")
-    return name
-
-
-def _copy(part: UploadFile, target: Path) -> None:
-    with target.open("wb") as file:
-        while chunk := part.file.read(1 << 20):
-            file.write(chunk)
-
-
-def _bad_name(name: str) -> ApiError:
-    return ApiError(
-        422,
-        "invalid_file_name",
-        f"{name[:80]!r} is not a plain file name: send each file under its own name, those of a setup's folders as folder/file.",
-    )
+    return {**_version(record), "aliases": aliases_of(entry), "warnings": list(uploaded.warnings), "imported": list(uploaded.report)}

@@ -40,4 +40,8 @@ async def metrics(request: Request) -> Response:
     app.metrics.audit_lost.set(app.access.audit.lost)
     for setting, broken in app.access.broken().items():
         app.metrics.broken_files.labels(setting).set(broken)
+    for name, tier in app.residency.occupied().items():
+        app.metrics.tier_bytes.labels(name).set(tier.bytes)
+        app.metrics.tier_packages.labels(name).set(tier.packages)
+        app.metrics.tier_waiting.labels(name).set(tier.waiting)
     return Response(generate_latest(app.metrics.registry), media_type=CONTENT_TYPE_LATEST)

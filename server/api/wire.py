@@ -10,7 +10,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from server.api.access import state_of
-from server.core import LOCAL, Cold, Terms
+from server.core import LOCAL, Cold, Route, Terms
 from server.errors import ApiError
 from server.inference import Answer, Timing
 from server.services import Services
@@ -18,6 +18,8 @@ from server.services import Services
 T = TypeVar("T")
 
 CLIENT_CLOSED_REQUEST = 499
+MAX_HEADER = 2048  # characters of a model's name in a header
+MAX_DIGESTS = 64  # digests of a composition in a header
 
 STICKY = re.compile(r"[\x20-\x7e]{1,256}")
 COLD: dict[str, Cold] = {"wait": "wait", "refuse": "refuse"}
@@ -41,7 +43,7 @@ def terms(request: Request) -> Terms:
     key = request.headers.get("x-turret-key")
     if key is not None and not STICKY.fullmatch(key):
         raise ApiError(400, "invalid_header", "The header x-turret-key takes 1 to 256 printable ASCII characters.", "x-turret-key")
-    cold = COLD.get(request.headers.get("x-turret-cold", "wait"))
+    cold = COLD.get(request.headers.get("x-turret-cold", services(request).settings.cold))
     if cold is None:
         raise ApiError(400, "invalid_header", "The header x-turret-cold takes 'wait' or 'refuse'.", "x-turret-cold")
     return Terms(caller, key or (None if caller is LOCAL else caller.name), cold)
@@ -88,16 +90,24 @@ def timing_headers(answers: list[Answer], timing: Timing) -> dict[str, str]:
     routes = {answer.route for answer in answers if answer.route is not None}
     if len(routes) == 1:
         (route,) = routes
-        headers["x-turret-model"] = route.model
-        if route.digest is not None:
-            headers["x-turret-digest"] = route.digest
+        headers["x-turret-model"] = route.model[:MAX_HEADER]
+        named = route.digests if route.digest is None else (route.digest,)
+        if named:
+            headers["x-turret-digest"] = ", ".join(named[:MAX_DIGESTS])
     return headers
 
 
 def count_rows(app: Services, answers: list[Answer]) -> None:
     """Counts the rows of a request by model and outcome, whatever the convention."""
     for answer in answers:
-        app.metrics.rows.labels(answer.route.model if answer.route else "unknown", "error" if answer.error else "ok").inc()
+        app.metrics.rows.labels(_counted_as(answer.route), "error" if answer.error else "ok").inc()
+
+
+def _counted_as(route: Route | None) -> str:
+    """A version or `base`; inline compositions, of which clients can make any number, are one."""
+    if route is None:
+        return "unknown"
+    return "composition" if route.digest is None and route.setup is not None else route.model.partition("#")[0]
 
 
 def raise_first_error(answers: list[Answer]) -> None:
