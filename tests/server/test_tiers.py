@@ -405,7 +405,7 @@ def test_settle_and_remove() -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_any_traffic(seed: int) -> None:
-    """Sets, failures, hang-ups, pins and removals at random: the budget holds at every load, everybody ends, and the counts come out even."""
+    """Sets, failures, hang-ups, pins and removals at random: the budget holds at every load, everybody ends, the counts come out even."""
     chance = random.Random(seed)
     names = [f"{letter}{chance.randrange(1, 5)}" for letter in "abcdefghij"]
 
