@@ -4,13 +4,14 @@ from contextlib import ExitStack
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
 
 from adapter_store.catalog import Entry, VersionRecord
 from adapter_store.names import check_name, parse_reference
+from server.api.bodies import Body
 from server.api.changes import Target, aliases_of, by
 from server.api.uploads import body_file, form_files, is_form
 from server.api.wire import json_response, note, services, terms
@@ -21,10 +22,8 @@ from server.services import Services
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
 
-class LoadRequest(BaseModel):
+class LoadRequest(Body):
     """Which version to bring to the device (a number, an alias or `latest`), and whether it shall stay there."""
-
-    model_config = ConfigDict(extra="forbid")
 
     version: str = Field(default="latest", max_length=80)
     pin: bool = False
