@@ -48,6 +48,12 @@ CALLS: dict[str, tuple[dict[str, Any], int]] = {
     "GET /v1/adapters/{name:path}/versions/{version}/package": ({}, 200),
     "PUT /v1/adapters/{name:path}": ({"content": PACKAGE}, 200),
     "PUT /v1/adapters/{name:path}/aliases/{alias}": ({"json": {"version": "VERSION"}}, 200),
+    "DELETE /v1/adapters/{name:path}/aliases/{alias}": ({}, 200),
+    "POST /v1/adapters/{name:path}/aliases/{alias}/rollback": ({}, 200),
+    "POST /v1/adapters/{name:path}/load": ({"json": {"pin": False}}, 200),
+    "POST /v1/adapters/{name:path}/unload": ({"json": {}}, 200),
+    "POST /v1/changes": ({"json": {"changes": [{"type": "alias", "name": "acme/x", "alias": "next", "version": "VERSION"}]}}, 200),
+    "GET /v1/changes": ({}, 200),
     "DELETE /v1/adapters/{name:path}": ({}, 200),
     "DELETE /v1/adapters/{name:path}/versions/{version}": ({}, 200),
 }
@@ -315,7 +321,9 @@ def test_the_guard_matches_what_the_router_matches(client: TestClient, method: s
 def request_of(headers: dict[str, str], caller: Caller | None) -> Any:
     scope: dict[str, Any] = {}
     state_of(scope).caller = caller
-    return SimpleNamespace(scope=scope, headers=headers, url=SimpleNamespace(path="/x"))
+    services = SimpleNamespace(settings=SimpleNamespace(cold="wait"))
+    app = SimpleNamespace(state=SimpleNamespace(services=services))
+    return SimpleNamespace(scope=scope, headers=headers, url=SimpleNamespace(path="/x"), app=app)
 
 
 def test_terms() -> None:
