@@ -17,12 +17,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from adapter_store.errors import Conflict
 from adapter_store.importers.backbones import frozen_of
 from adapter_store.methods import Backbone
 from adapter_store.store import Store
 from server.access.control import Control
 from server.api import adapters, changes, huggingface, openai, operations, predict
-from server.api.access import Guard
+from server.api.access import Guard, state_of
 from server.api.documented import ANSWERING, CHANGING, READING, ErrorAnswer, HubErrorAnswer, documented
 from server.api.middleware import Around
 from server.api.wire import CLIENT_CLOSED_REQUEST, Disconnected, json_response
@@ -184,6 +185,9 @@ async def _on_error(request: Request, error: Exception) -> Response:
         shown = ApiError(error.status_code, "not_found" if error.status_code == 404 else "http_error", _http_sentence(request, error))
     else:
         shown = as_api_error(error)
+    caller = state_of(request.scope).caller
+    if isinstance(error, Conflict) and caller is not None:
+        shown.message = error.hidden(caller.sees)
     if shown.status == 500:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     headers = {} if shown.retry_after is None else {"retry-after": str(shown.retry_after)}

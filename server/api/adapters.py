@@ -11,13 +11,13 @@ from starlette.responses import FileResponse, Response
 
 from adapter_store.catalog import Entry, VersionRecord
 from adapter_store.names import check_name, parse_reference
-from server.api.bodies import Body
 from server.api.changes import Target, aliases_of, by
 from server.api.uploads import body_file, form_files, is_form
 from server.api.wire import json_response, note, services, terms
 from server.errors import ApiError
 from server.publishing import Upload, Uploaded
 from server.services import Services
+from server.tasks.bounded import Body
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 

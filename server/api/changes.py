@@ -12,10 +12,10 @@ from adapter_store.changes import Collect, Commit
 from adapter_store.names import LATEST, Reference, check_name, parse_reference
 from adapter_store.wishes import AliasWish, DeleteWish, PublishWish, RollbackWish, UnaliasWish, Wish
 from server.access.visibility import check_name as check_seen
-from server.api.bodies import Body, FastList
 from server.api.wire import json_response, note, services, terms
 from server.core import Caller
 from server.services import Services
+from server.tasks.bounded import Body, FastList
 
 router = APIRouter(prefix="/v1/changes", tags=["changes"])
 

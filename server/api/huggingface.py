@@ -5,11 +5,11 @@ from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
-from server.api.bodies import Body
 from server.api.wire import count_rows, json_response, raise_first_error, services, terms, timing_headers, while_connected
 from server.core import Route
 from server.errors import ApiError
 from server.inference import Answer, Ask, AskedOutput, Parameters, Source, Timing
+from server.tasks.bounded import Body
 from server.tasks.inputs import Inputs, SimilarityInput, is_batch, sources, validated
 
 router = APIRouter(tags=["huggingface"])

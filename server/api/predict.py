@@ -8,11 +8,11 @@ from fastapi import APIRouter, Request
 from pydantic import Field, model_validator
 from starlette.responses import Response
 
-from server.api.bodies import Body, FastList
 from server.api.wire import count_rows, json_response, services, terms, timing_headers, while_connected
 from server.errors import ApiError, as_api_error, detail
 from server.inference import Answer, Ask, AskedOutput, Parameters, Timing
 from server.router import ManifestNotRead
+from server.tasks.bounded import Body, FastList
 from server.tasks.decode import raw
 from server.tasks.inputs import Input, Inputs, is_batch, source, sources
 

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 import tiny
-from harness import put, serving
+from harness import MAX_BODY, MAX_ROWS, MAX_UPLOAD, put, serving
 from starlette.testclient import TestClient
 
 from adapter_store.manifest import Head
-
-MAX_ROWS, MAX_BODY, MAX_UPLOAD = 8, 20_000, 200_000
 
 
 @pytest.fixture(autouse=True, scope="session")

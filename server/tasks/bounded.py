@@ -11,8 +11,18 @@ MAX_FIELDS = 64
 
 T = TypeVar("T")
 
-# A list that is refused at its first fault.
-FastList = Annotated[list[T], FailFast()]
+
+
+class _FirstFault(FailFast):
+    """pydantic's, with a hash, which the parts of a union need."""
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+# Lists and tuples that are refused at their first fault.
+FastList = Annotated[list[T], _FirstFault()]
+FastTuple = Annotated[tuple[T, ...], _FirstFault()]
 
 
 class Body(BaseModel):
