@@ -12,7 +12,6 @@ MAX_FIELDS = 64
 T = TypeVar("T")
 
 
-
 class _FirstFault(FailFast):
     """pydantic's, with a hash, which the parts of a union need."""
 
