@@ -10,7 +10,7 @@ import asyncio
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, takewhile
+from itertools import chain
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
@@ -196,7 +196,9 @@ class Tier(Generic[V]):
         if digest in self._entries or self._queue:
             return
         going, lacking = [], size - (self.budget - self.bytes)
-        for entry in takewhile(lambda entry: entry.cooled and lacking > 0, self._idle.values()):
+        for entry in self._idle.values():
+            if lacking <= 0 or not entry.cooled:
+                break
             going.append(entry)
             lacking -= entry.size
         if lacking > 0:

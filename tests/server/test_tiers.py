@@ -83,6 +83,15 @@ def started(work: Awaitable[Any]) -> "asyncio.Future[Any]":
     return asyncio.ensure_future(work)
 
 
+async def until(so: Callable[[], bool]) -> None:
+    """Waits until something is so."""
+    for _ in range(20_000):
+        if so():
+            return
+        await asyncio.sleep(0.001)
+    raise TimeoutError
+
+
 async def turns(count: int = 5) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
@@ -349,8 +358,7 @@ def test_closing_takes_the_least_recently_used_and_opens_again() -> None:
     async def body(shelf: Shelf) -> None:
         old, new = await shelf.acquire("a5"), await shelf.acquire("b5")
         cold = started(shelf.acquire("x4"))
-        while shelf.tier.open("a5"):
-            await asyncio.sleep(0.001)
+        await until(lambda: not shelf.tier.open("a5"))
         assert shelf.tier.open("b5"), "closing the one makes enough room"
         late = started(shelf.acquire("a5"))
         again = await shelf.acquire("b5")
