@@ -374,18 +374,25 @@ def test_closing_takes_the_least_recently_used_and_opens_again() -> None:
     drive(body, age_cap=0.01)
 
 
-def test_offers_are_taken_where_there_is_room() -> None:
+def test_spare_ones_go_first_and_make_room_for_offers() -> None:
     async def body(shelf: Shelf) -> None:
-        busy = await shelf.acquire("a6")
-        shelf.there["b4"] = 4
-        shelf.tier.offer("b4", "b4", 4)
-        shelf.tier.offer("c5", "c5", 5)
-        assert "b4" in shelf.tier
-        assert "c5" not in shelf.tier
-        shelf.tier.cool("b4")
-        shelf.release(busy)
-        await shelf.use("d1")
-        assert shelf.evicted == ["b4"], "what was cooled goes first"
+        await shelf.use("a3")
+        await shelf.use("b3")
+        assert not shelf.tier.spares("c5", 5)
+        shelf.tier.cool("b3")
+        assert shelf.tier.spares("c5", 5)
+        assert not shelf.tier.spares("d8", 8), "a3 is wanted"
+        await shelf.use("b3")
+        assert not shelf.tier.spares("c5", 5), "b3 was wanted again"
+        shelf.tier.cool("b3")
+        shelf.there["o7"] = 7
+        shelf.tier.offer("o7", "o7", 7)
+        assert shelf.evicted == ["b3"]
+        assert "o7" in shelf.tier
+        shelf.tier.offer("x8", "x8", 8)
+        assert "x8" not in shelf.tier
+        await shelf.use("e4")
+        assert shelf.evicted == ["b3", "o7"], "the spare one, although it came last"
 
     drive(body)
 
