@@ -181,6 +181,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
         shown = _validation_error(error)
     elif isinstance(error.__cause__, ApiError):  # FastAPI wraps what reading the body raised
         shown = error.__cause__
+    elif isinstance(error, HTTPException) and error.status_code == 400:  # what FastAPI makes of a body that nothing can read
+        shown = ApiError(400, "invalid_json", "The body cannot be read as JSON: it is nested too deeply or is not UTF-8.")
     elif isinstance(error, HTTPException):
         shown = ApiError(error.status_code, "not_found" if error.status_code == 404 else "http_error", _http_sentence(request, error))
     else:
