@@ -18,6 +18,7 @@ from adapter_store.names import Reference, parse_reference, shown
 MAX_LENGTH = 8192
 MAX_DEPTH = 8
 MAX_CHANNELS = 256
+MAX_WEIGHT = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +257,8 @@ def _weight(word: str) -> float:
         weight = float(word)
     except ValueError:
         weight = math.nan
-    if not (math.isfinite(weight) and weight >= 0):
-        raise InvalidName(f"{shown(word)} is not a weight: use a number of 0 or more.")
+    if not 0 <= weight <= MAX_WEIGHT:
+        raise InvalidName(f"{shown(word)} is not a weight: use a number from 0 to {MAX_WEIGHT:.0f}.")
     return weight
 
 

@@ -4,7 +4,7 @@
 """
 
 import json
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,6 +17,7 @@ METADATA_KEY = "turret"
 MAX_LABELS = 65536
 MAX_LABEL_LENGTH = 256
 MAX_CARD = 65536
+MAX_SOURCE = 4096
 
 HeadType = Literal[
     "classification",
@@ -84,7 +85,7 @@ class Head(Frozen):
     pooler_bias: bool = True
     pooler_norm: bool = False
     bias: bool = True
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] = Field(default=(), fail_fast=True)
     pooling: Literal["mean", "cls"] | None = None
     normalize: bool = False
     vocab_size: int | None = Field(default=None, ge=1, le=MAX_VOCABULARY)
@@ -207,8 +208,10 @@ class Manifest(Frozen):
     backbone: Backbone
     license: str = Field(default="", max_length=256)
     card: str = Field(default="", max_length=MAX_CARD)
-    source: dict[str, str] = Field(default_factory=dict, max_length=32)
-    examples: tuple[Example, ...] = Field(default=(), max_length=MAX_EXAMPLES)
+    source: dict[Annotated[str, Field(max_length=MAX_SOURCE)], Annotated[str, Field(max_length=MAX_SOURCE)]] = Field(
+        default_factory=dict, max_length=32
+    )
+    examples: tuple[Example, ...] = Field(default=(), max_length=MAX_EXAMPLES, fail_fast=True)
 
     @field_validator("methods")
     @classmethod

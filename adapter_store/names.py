@@ -3,6 +3,8 @@
     name       = segment | segment "/" segment          a segment is [a-z0-9][a-z0-9._-]{0,63}
     reference  = name [ "@" selector ]                   selector: version number | alias | "sha256:" hex digits
 
+    pattern    = name | segment "/*" | "*"               which names an API key or a signing rule is about
+
 `base` is the bare backbone and `self` the package that speaks, so neither can be published.
 """
 
@@ -13,6 +15,7 @@ from adapter_store.errors import InvalidName
 
 SEGMENT = r"[a-z0-9][a-z0-9._-]{0,63}"
 NAME = re.compile(rf"{SEGMENT}(?:/{SEGMENT})?")
+PATTERN = re.compile(rf"\*|{SEGMENT}/\*|{NAME.pattern}")
 ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -64,6 +67,11 @@ def parse_reference(text: str) -> Reference:
             f"{shown(selector)} is neither a version number, an alias nor a digest ('sha256:' and 64 hex digits) of '{name}'."
         )
     return Reference(name, selector)
+
+
+def one_line(text: str, limit: int) -> str:
+    """Somebody else's words for an error sentence: cut, and what does not print (line breaks, half surrogates) escaped."""
+    return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text[:limit])
 
 
 def shown(text: str, limit: int = 80) -> str:

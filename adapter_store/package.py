@@ -20,8 +20,18 @@ from adapter_store.errors import InvalidPackage, StoreError, WrongBackbone
 from adapter_store.limits import Limits
 from adapter_store.manifest import METADATA_KEY, Manifest
 from adapter_store.methods import Backbone, Shape
-from adapter_store.names import shown
-from adapter_store.tensorfile import ITEMSIZE, Header, TensorData, TensorInfo, file_chunks, parse_json, read_exactly, read_header
+from adapter_store.names import one_line, shown
+from adapter_store.tensorfile import (
+    ITEMSIZE,
+    Header,
+    TensorData,
+    TensorInfo,
+    check_values,
+    file_chunks,
+    parse_json,
+    read_exactly,
+    read_header,
+)
 
 __all__ = [
     "MAX_SIZE",
@@ -39,6 +49,8 @@ __all__ = [
 DEFAULT = Limits()
 MAX_SIZE = DEFAULT.max_bytes
 MAX_MANIFEST = DEFAULT.max_manifest
+MAX_MANIFEST_VALUES = 1 << 17
+_MAX_FAULTS = 1000  # more are only counted: each costs half a KB to describe
 _CHUNK = 1 << 20
 _WHAT = "The package"
 
@@ -99,7 +111,13 @@ def read_manifest(path: Path) -> Manifest:
 def check_backbone(manifest: Manifest, backbone: Backbone) -> None:
     """Raises WrongBackbone unless the package was made for `backbone`: equal type and dimensions, and fingerprints if both are known."""
     made_for = manifest.backbone
-    fields = {"model_type": "model type", "hidden_size": "hidden size", "num_layers": "number of layers", "embeddings": "embedding size"}
+    fields = {
+        "model_type": "model type",
+        "hidden_size": "hidden size",
+        "num_layers": "number of layers",
+        "decoder_layers": "number of decoder layers",
+        "embeddings": "embedding size",
+    }
     for field, word in fields.items():
         wanted, here = getattr(made_for, field), getattr(backbone, field)
         if wanted != here:
@@ -108,6 +126,8 @@ def check_backbone(manifest: Manifest, backbone: Backbone) -> None:
                 f"it is checked against has {shown(str(here))}."
             )
     for name, dimensions in made_for.linears.items():
+        if backbone.linears and name not in backbone.linears:
+            raise WrongBackbone(f"The package was made for a backbone with a linear '{name}', and the backbone{_named(backbone)} has none.")
         if backbone.linears.get(name, dimensions) != dimensions:
             raise WrongBackbone(
                 f"The package was made for a backbone whose '{name}' goes from {dimensions[0]} to {dimensions[1]}, but that of the "
@@ -164,14 +184,17 @@ def _manifest(header: Header, max_manifest: int = MAX_MANIFEST) -> Manifest:
     except ValidationError as error:
         raise InvalidPackage(f"The manifest is not valid: {sentence(error)}") from None
     except (ValueError, OverflowError, StoreError) as error:
-        raise InvalidPackage(f"The manifest is not valid: {str(error)[:400]}") from None
+        raise InvalidPackage(f"The manifest is not valid: {one_line(str(error), 400)}") from None
 
 
 def sentence(error: ValidationError) -> str:
-    """The first fault of a ValidationError as one sentence that names the field."""
-    first, count = error.errors(include_url=False, include_input=False, include_context=False)[0], error.error_count()
+    """The first fault of a ValidationError as one sentence that names the field; of very many their number alone."""
+    count = error.error_count()
+    if count > _MAX_FAULTS:
+        return f"{count} of its values are missing, unknown or not of the kind that they must be."
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     field = ".".join(map(str, first["loc"]))
-    message = first["msg"].removeprefix("Value error, ").rstrip(".")[:400]
+    message = one_line(first["msg"].removeprefix("Value error, "), 400).rstrip(".")
     more = f" (and {count - 1} more)" if count > 1 else ""
     return f"{f'{shown(field)}: ' if field else ''}{message}{more}."
 
@@ -179,6 +202,7 @@ def sentence(error: ValidationError) -> str:
 def _check_manifest_size(text: str, limit: int = MAX_MANIFEST) -> None:
     if len(text) > limit:
         raise InvalidPackage(f"The manifest has {len(text)} characters; at most {limit} are allowed: shorten its card, labels or examples.")
+    check_values(text, "The manifest", MAX_MANIFEST_VALUES)
 
 
 def _check_shape_law(manifest: Manifest, shapes: Mapping[str, Shape]) -> None:

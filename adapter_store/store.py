@@ -1,65 +1,102 @@
-"""The store: packages, their names and their bytes; the one way in. Knows files and the log, not HTTP and not the device.
+"""The store: packages, their names and their bytes; the one way in. Knows blobs and the log, not HTTP and not the device.
 
-    blobs/sha256/<hex>.safetensors    immutable package files
-    log/<12 digits>.json              create-only commits (catalog.py)
+    blobs/sha256/<hex>.safetensors    immutable package files (collection.py)
+    log/, snapshots/                  create-only commits and what they add up to (log.py)
 
-A publish writes the blob, then the commit; a delete writes the commit, then removes blobs. So a process that dies at any
-time leaves an operation whole or absent, and at worst a blob that nobody refers to. Any number of threads and processes may
-write: a commit number is taken by creating its key, and whoever finds it taken reads it and tries the next.
+A publish writes the blob, then the commit; a delete writes the commit, and the blob waits for `collect`. So a process that dies at
+any time leaves an operation whole or absent, and at worst a blob that nobody refers to. Any number of threads and processes may
+write: a commit number is taken by creating its key, and whoever finds it taken reads it, plans again and tries the next.
 """
 
-import os
-import shutil
-import tempfile
+import random
 import threading
 import time
 import uuid
-import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from adapter_store.blobs import Blobs, open_blobs
-from adapter_store.catalog import Catalog, Change, Commit, Delete, Entry, Publish, SetAlias, Summary, VersionRecord
-from adapter_store.composition import parse, references
-from adapter_store.errors import AlreadyExists, NotFound, StoreError
+from adapter_store.blobs import Blobs, open_blobs, probe
+from adapter_store.cache import DiskCache, Verified
+from adapter_store.catalog import Catalog, Entry, VersionRecord
+from adapter_store.changes import Change, Collect, Commit, Delete, Publish
+from adapter_store.collection import BATCH, FOLDER, blob_key, collectable
+from adapter_store.errors import Damaged, NotFound, StoreError
+from adapter_store.limits import Limits
+from adapter_store.log import History, Log
 from adapter_store.manifest import Manifest
 from adapter_store.methods import Backbone
-from adapter_store.names import DIGEST, Reference, check_alias, check_name, shown
+from adapter_store.names import Reference, check_alias, check_name
 from adapter_store.package import MAX_SIZE, Package, check_backbone, open_package, read_manifest
+from adapter_store.publication import Publication, Published, Uploads, summarise
+from adapter_store.wishes import AliasWish, DeleteWish, RollbackWish, UnaliasWish, Wish, plan
+
+__all__ = ["Changed", "Published", "Store", "summarise"]
 
 _ATTEMPTS = 1000
-_LOOKS = 100
+# Seconds that a writer who lost a race waits at most before the next attempt.
+_PATIENCE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """What a publish did. `created` is False where the name already held the same bytes; `record` is then that version."""
+class Changed:
+    """What a change did: the state after it, its commit (None where everything was so already), and the digests that nothing refers
+    to any more. Their blobs wait for `collect`."""
 
-    record: VersionRecord
-    created: bool
-    package: Package
+    catalog: Catalog
+    commit: Commit | None = None
+    freed: tuple[str, ...] = ()
 
 
 class Store:
     """Publish, resolve, list, alias, delete. Safe to use from several threads; queries take no lock."""
 
-    def __init__(self, blobs: Blobs, max_size: int = MAX_SIZE) -> None:
+    def __init__(
+        self,
+        blobs: Blobs,
+        max_size: int = MAX_SIZE,
+        cache: Path | None = None,
+        cache_bytes: int = 10 << 30,
+        grace: float = 300.0,
+        snapshot_every: int = 256,
+        limits: Limits | None = None,
+    ) -> None:
         self.blobs = blobs
         self.max_size = max_size
-        self._lock = threading.RLock()
+        self.limits = limits
+        self._grace = grace
+        self._lock = threading.Lock()
+        self._log = Log(blobs, snapshot_every)
         self._catalog = Catalog()
-        self._cache: Path | None = None
+        self._verified = Verified()
+        self._held: Counter[str] = Counter()
+        self._cache = DiskCache(cache, cache_bytes, self._fetch) if blobs.root is None else None
 
     @classmethod
-    def open(cls, url: str, max_size: int = MAX_SIZE) -> "Store":
-        """Opens (or makes) the store at a path, file:// or memory:// URL and reads its log; raises StoreError."""
-        store = cls(open_blobs(url), max_size)
-        _probe(store.blobs)
+    def open(
+        cls,
+        url: str,
+        max_size: int = MAX_SIZE,
+        cache: Path | None = None,
+        cache_bytes: int = 10 << 30,
+        grace: float = 300.0,
+        snapshot_every: int = 256,
+        limits: Limits | None = None,
+    ) -> "Store":
+        """Opens (or makes) the store at a URL (blobs.py) and reads its newest snapshot and its log; raises StoreError.
+
+        cache, cache_bytes: folder and budget of the disk cache that stores need which are not folders themselves; a temporary
+        folder by default. grace: seconds that a blob without references stays. snapshot_every: commits from one snapshot to the next.
+        limits: what a package may have.
+        """
+        probe(open_blobs(url, impatient=True))
+        store = cls(open_blobs(url), max_size, cache, cache_bytes, grace, snapshot_every, limits)
+        store._catalog = store._log.newest_snapshot()
         store.refresh()
+        store._log.snapshot(store._catalog)
         return store
 
     # Queries
@@ -73,16 +110,12 @@ class Store:
         """Reads commits that others have made since; True if there were any."""
         with self._lock:
             before = self._catalog.n
-            while (commit := self._commit_at(self._catalog.n + 1)) is not None:
-                try:
-                    self._catalog = self._catalog.after(commit)
-                except StoreError as error:
-                    raise StoreError(f"The log of the store at {self.blobs.url} is damaged at commit {commit.n}: {error}") from error
+            self._catalog = self._log.follow(self._catalog)
             return self._catalog.n > before
 
-    def resolve(self, reference: Reference) -> VersionRecord:
-        """The version that a reference means now; raises NotFound."""
-        return self._catalog.resolve(reference)
+    def resolve(self, reference: Reference, spot: float | None = None) -> VersionRecord:
+        """The version that a reference means now; raises NotFound. `spot`, in [0, 1), decides where an alias is weighted."""
+        return self._catalog.resolve(reference, spot)
 
     def names(self) -> list[str]:
         """All names, sorted."""
@@ -96,6 +129,14 @@ class Store:
         """One name with its versions and aliases; raises NotFound."""
         return self._catalog.entry(name)
 
+    def history(self, name: str | None = None, before: int | None = None, limit: int = 100) -> History:
+        """At most `limit` commits before commit `before` (the newest by default), newest first, that concern `name` (all for None).
+
+        One call reads a bounded part of the log: a page may be short, or empty, and still have a `next_before`.
+        """
+        newest = self._catalog.n if before is None else min(before - 1, self._catalog.n)
+        return self._log.history(newest, name, limit)
+
     # Changes
 
     def publish(
@@ -106,14 +147,17 @@ class Store:
         alias: str | None = None,
         only_new: bool = False,
         check: Callable[[Package], None] = lambda package: None,
+        by: str = "",
+        signature: str | None = None,
     ) -> Published:
         """Checks a package file whole and publishes it as the next version of `name`, moving `alias` in the same commit.
 
-        `check` may refuse a sound package for reasons of its own, before anything is written.
-        The same bytes under the same name give the existing version. Raises InvalidName, InvalidPackage, WrongBackbone,
+        `check` may refuse a sound package for reasons of its own, before anything is written. `signature` is kept as it is given.
+        The same bytes under the same name give the existing version, as it is. Raises InvalidName, InvalidPackage, WrongBackbone,
         AlreadyExists (`only_new` and the name exists) and NotFound (its composition names what is not in the store).
         """
-        return self.publish_all([(name, self.examine(path, name, backbone, alias, check), path)], alias, only_new)[0]
+        package = self.examine(path, name, backbone, alias, check)
+        return self.publish_all([(name, package, path)], alias, only_new, by, signature)[0]
 
     def examine(
         self,
@@ -127,224 +171,188 @@ class Store:
         check_name(name)
         if alias is not None:
             check_alias(alias)
-        package = open_package(path, self.max_size)
+        package = open_package(path, self.max_size, self.limits)
         if backbone is not None:
             check_backbone(package.manifest, backbone)
         check(package)
         return package
 
     def publish_all(
-        self, packages: Sequence[tuple[str, Package, Path]], alias: str | None = None, only_new: bool = False
+        self,
+        packages: Sequence[tuple[str, Package, Path]],
+        alias: str | None = None,
+        only_new: bool = False,
+        by: str = "",
+        signature: str | None = None,
     ) -> list[Published]:
-        """Publishes opened packages under their names in one commit: all of them or none. `alias` and `only_new` concern the last one.
-
-        A package may be composed of those before it.
+        """Publishes opened packages under their names in one commit: all of them or none. `alias`, `only_new` and `signature` concern
+        the last. A package may be composed of those before it.
         """
-        created: dict[str, bool] = {}
-        summaries = {name: summarise(package) for name, package, _ in packages}
-        last = packages[-1][0]
-
-        def plan(catalog: Catalog) -> list[Change]:
-            changes: list[Change] = []
-            for name, package, _ in packages:
-                entry = _entry(catalog, name)
-                if only_new and name == last and entry is not None:
-                    raise AlreadyExists(
-                        f"The name '{name}' already exists, and only a new name was asked for: choose another, or add a version to it."
-                    )
-                existing = None if entry is None else entry.holding(package.digest)
-                created[name] = existing is None
-                version = catalog.next_version(name) if existing is None else existing.version
-                if existing is None:
-                    changes.append(Publish(name=name, version=version, digest=package.digest, summary=summaries[name]))
-                if name == last and alias is not None and (entry is None or entry.aliases.get(alias) != version):
-                    changes.append(SetAlias(name=name, alias=alias, version=version))
-            return changes
-
+        publication = Publication(packages, alias, only_new, signature)
         self.refresh()
-        plan(self._catalog)
+        self._catalog.tried(publication.changes(self._catalog))  # what is refused is refused before anything is sent
+        uploads = Uploads(self.blobs, self._verified, publication.files)
         try:
-            for _, package, path in packages:
-                self._ensure_blob(package, path)
-            catalog = self._commit(plan)
+            uploads.send(self._catalog)
+            catalog = self._commit(publication.changes, by, uploads).catalog
         except StoreError:
-            self.collect([package.digest for _, package, _ in packages])
+            with suppress(StoreError):
+                self._end(uploads.sent)
             raise
-        # Someone may have deleted the last other reference between the two lines above, and the blob with it.
-        for _, package, path in packages:
-            self._ensure_blob(package, path)
-        return [Published(catalog.resolve(Reference(name, package.digest)), created[name], package) for name, package, _ in packages]
+        return publication.published(catalog)
 
-    def set_alias(self, name: str, alias: str, version: int) -> VersionRecord:
-        """Makes or moves an alias; raises InvalidName and NotFound."""
-        check_alias(alias)
+    def change(self, wishes: Sequence[Wish], by: str = "") -> Changed:
+        """Fulfils several wishes, in their order, in one commit: all of them or none. Raises InvalidName, NotFound, Conflict."""
+        return self._commit(lambda catalog: plan(wishes, catalog), by)
 
-        def plan(catalog: Catalog) -> list[Change]:
-            moved = catalog.entry(name).aliases.get(alias) != version
-            return [SetAlias(name=name, alias=alias, version=version)] if moved else []
+    def set_alias(self, name: str, alias: str, target: int | Mapping[int, int], by: str = "") -> Entry:
+        """Makes or moves an alias to a version, or to several by weight; raises InvalidName and NotFound."""
+        return self.change([AliasWish(name, alias, target)], by).catalog.entry(name)
 
-        return self._commit(plan).resolve(Reference(name, alias))
+    def drop_alias(self, name: str, alias: str, by: str = "") -> Entry:
+        """Removes an alias; raises NotFound."""
+        return self.change([UnaliasWish(name, alias)], by).catalog.entry(name)
 
-    def delete(self, name: str, version: int | None = None, collect: bool = True) -> tuple[str, ...]:
-        """Removes a version, or the name with all of them, and the blobs that nothing refers to any more.
+    def rollback(self, name: str, alias: str, by: str = "") -> Entry:
+        """Moves an alias back to where it pointed before; a second time undoes the first. Raises NotFound and Conflict."""
+        return self.change([RollbackWish(name, alias)], by).catalog.entry(name)
 
-        Returns those blobs' digests. With `collect=False` they stay until `collect(digests)` is called, so that a server can
-        drain first. Raises NotFound, and Conflict while an alias or another package refers to what would go.
-        """
-        removed: list[str] = []
+    def delete(self, name: str, version: int | None = None, by: str = "") -> tuple[str, ...]:
+        """Removes a version, or the name with all of them. Returns the digests that nothing refers to any more; their blobs wait for
+        `collect`. Raises NotFound, and Conflict while an alias or another package refers to what would go."""
+        return self.change([DeleteWish(name, version)], by).freed
 
-        def plan(catalog: Catalog) -> list[Change]:
-            versions = catalog.entry(name).versions
-            removed[:] = [record.digest for number, record in versions.items() if version in (None, number)]
-            return [Delete(name=name, version=version)]
-
-        catalog = self._commit(plan)
-        freed = tuple(digest for digest in removed if not catalog.holds(digest))
-        if collect:
-            self.collect(freed)
-        return freed
-
-    def collect(self, digests: Iterable[str]) -> None:
-        """Removes the blobs among `digests` that nothing refers to.
-
-        A blob is set aside, the log read again, and only then is it removed, or put back if it was published meanwhile.
-        """
-        with self._lock:
-            self.refresh()
-            for digest in digests:
-                aside = f"aside/{uuid.uuid4().hex}"
-                if self._catalog.holds(digest) or not self.blobs.move(_blob_key(digest), aside):
-                    continue
-                self.refresh()
-                if self._catalog.holds(digest):
-                    self.blobs.move(aside, _blob_key(digest))
-                    continue
-                self.blobs.delete(aside)
-                if self._cache is not None:
-                    (self._cache / _file_name(digest)).unlink(missing_ok=True)
+    def collect(self, grace: float | None = None) -> tuple[str, ...]:
+        """Removes the blobs that nothing has referred to for `grace` seconds (the store's own grace by default), and what writers that
+        died left behind. Returns the digests whose blobs went. Any number of processes may do this at the same time."""
+        before = time.time() - (self._grace if grace is None else grace)
+        self.refresh()
+        found = collectable(self._catalog, self.blobs.list(FOLDER), before)
+        digests = [digest for digest in found.digests if digest not in self._held]
+        collected = [digest for i in range(0, len(digests), BATCH) for digest in self._end(digests[i : i + BATCH])]
+        for key in found.ended:
+            self.blobs.delete(key)
+        for item in self.blobs.list("probe"):
+            if item.modified < before:
+                self.blobs.delete(item.key)
+        self.blobs.sweep(before)
+        return tuple(collected)
 
     # Bytes
 
-    def read(self, digest: str) -> bytes:
-        """The bytes of a package; raises NotFound."""
-        return self.blobs.get(self._present(digest))
+    @contextmanager
+    def local(self, digest: str) -> Iterator[Path]:
+        """A local file with the bytes of a package, to be read only, for as long as it is held: they are those that were published.
+
+        Raises NotFound, Damaged, and StoreError where they cannot be had now.
+        """
+        if self._cache is not None:
+            with self._cache.hold(digest) as path:
+                yield path
+            return
+        with self._lock:
+            self._held[digest] += 1
+        try:
+            yield self._own_file(digest)
+        finally:
+            with self._lock:
+                self._held[digest] -= 1
+                if not self._held[digest]:
+                    del self._held[digest]
 
     def path(self, digest: str) -> Path:
-        """A local file with the bytes of a package, to be read only; raises NotFound."""
-        return self.blobs.local_path(self._present(digest)) or self._cached(digest)
-
-    def manifest(self, digest: str) -> Manifest:
-        """The manifest of a package, from its header alone; raises NotFound."""
-        return read_manifest(self.path(digest))
-
-    def _cached(self, digest: str) -> Path:
-        with self._lock:
-            if self._cache is None:
-                self._cache = Path(tempfile.mkdtemp(prefix="turret-cache-"))
-                weakref.finalize(self, shutil.rmtree, self._cache, ignore_errors=True)
-            path = self._cache / _file_name(digest)
-            if not path.exists():
-                part = path.with_suffix(".part")
-                part.write_bytes(self.read(digest))
-                os.replace(part, path)
+        """`local` without holding: the file may be gone once the blob is collected or the disk cache needs its room."""
+        with self.local(digest) as path:
             return path
 
-    def _present(self, digest: str) -> str:
-        """The key of a package's bytes. Waits a moment for one that the catalogue holds: `collect` may have set it aside."""
-        key = _blob_key(digest)
-        for _ in range(_LOOKS):
+    def read(self, digest: str) -> bytes:
+        """The bytes of a package; raises like `local`."""
+        with self.local(digest) as path:
+            return path.read_bytes()
+
+    def manifest(self, digest: str) -> Manifest:
+        """The manifest of a package; raises like `local`."""
+        with self.local(digest) as path:
+            return read_manifest(path)
+
+    def forget(self, digest: str) -> None:
+        """Drops a package from the disk cache: now, or once nobody holds it."""
+        if self._cache is not None:
+            self._cache.forget(digest)
+
+    def _own_file(self, digest: str) -> Path:
+        path = self.blobs.local_path(self._key(digest))
+        assert path is not None
+        try:
+            if self._verified.holds(path, digest):
+                return path
+        except OSError as error:
+            raise StoreError(f"The store at {self.blobs.url} cannot read {digest}: {error}.") from error
+        raise Damaged(f"The store's bytes of {digest} are not those that were published: publish the package again.")
+
+    def _fetch(self, digest: str) -> Iterator[bytes]:
+        return self.blobs.chunks(self._key(digest))
+
+    def _key(self, digest: str) -> str:
+        """The key of a package's bytes. Reads the log again where they are not in the generation that was last seen."""
+        for seen_long_ago in (True, False):
+            if not seen_long_ago:
+                self.refresh()
+            key = blob_key(digest, self._catalog.blob(digest).generation)
             if self.blobs.size(key) is not None:
                 return key
-            if not self._catalog.holds(digest):
-                break
-            time.sleep(0.01)
         raise NotFound(f"The store at {self.blobs.url} holds no package {digest}.")
 
-    def _ensure_blob(self, package: Package, path: Path) -> None:
-        key = _blob_key(package.digest)
-        if self.blobs.size(key) != package.size:
-            self.blobs.put_file(key, path)
+    # Commits
 
-    # The log
-
-    def _commit(self, plan: Callable[[Catalog], list[Change]]) -> Catalog:
-        """Commits what `plan` makes of the newest state, planning again whenever another writer was first."""
-        with self._lock:
-            for _ in range(_ATTEMPTS):
-                self.refresh()
-                changes = plan(self._catalog)
-                if not changes:
-                    return self._catalog
-                commit = Commit(n=self._catalog.n + 1, time=_now(), changes=tuple(changes))
-                catalog = self._catalog.after(commit)
-                if self.blobs.put_if_absent(_log_key(commit.n), commit.model_dump_json(exclude_none=True).encode()):
-                    self._catalog = catalog
-                    return catalog
+    def _commit(self, changes: Callable[[Catalog], list[Change]], by: str, uploads: Uploads | None = None) -> Changed:
+        """Commits what `changes` makes of the newest state, planning again whenever another writer was first."""
+        for attempt in range(_ATTEMPTS):
+            with self._lock:
+                before = self._catalog = self._log.follow(self._catalog)
+                planned = changes(before)
+                if not planned:
+                    return Changed(before)
+                if uploads is None or not uploads.lacking(before):
+                    commit = Commit(n=before.n + 1, time=_now(), by=by, id=uuid.uuid4().hex, changes=tuple(planned))
+                    after = before.after(commit)
+                    if self._log.append(commit):
+                        self._catalog = after
+                        break
+            if uploads is not None:
+                uploads.send(before)
+            time.sleep(random.uniform(0, min(_PATIENCE, 0.001 * attempt)))
+        else:
             raise StoreError(f"The store at {self.blobs.url} is too busy: {_ATTEMPTS} other commits came first; try again.")
+        self._log.snapshot(after)
+        return Changed(after, commit, _freed(before, after, commit))
 
-    def _commit_at(self, n: int) -> Commit | None:
-        try:
-            data = self.blobs.get(_log_key(n))
-        except NotFound:
-            return None
-        try:
-            return Commit.model_validate_json(data)
-        except ValidationError as error:
-            raise StoreError(
-                f"The store at {self.blobs.url} has a commit {n} that this version cannot read (damaged, or written by a newer version)."
-            ) from error
+    def _end(self, digests: Iterable[str]) -> list[str]:
+        """Ends the generation of those digests that nothing refers to, then deletes its keys; nobody writes these any more."""
+        seen = {digest: self._catalog.blob(digest).generation for digest in digests}
+        ending: list[str] = []
 
+        def changes(catalog: Catalog) -> list[Change]:
+            blobs = {digest: catalog.blob(digest) for digest in seen}
+            ending[:] = [digest for digest, blob in blobs.items() if not blob.references and blob.generation == seen[digest]]
+            return [Collect(digests=tuple(ending))] if ending else []
 
-def summarise(package: Package) -> Summary:
-    """What a listing shows of a package."""
-    manifest = package.manifest
-    composition = None if manifest.composition is None else parse(manifest.composition)
-    pins = () if composition is None else tuple(references(composition.root))
-    return Summary(
-        size=package.size,
-        parameters=package.parameters,
-        task=manifest.task,
-        head=None if manifest.head is None else manifest.head.type,
-        labels=0 if manifest.head is None else len(manifest.head.labels),
-        methods=tuple(sorted({method.method for method in manifest.methods.values()})),
-        model_type=manifest.backbone.model_type,
-        license=manifest.license,
-        members=tuple(dict.fromkeys(str(pin) for pin in pins if pin.name != "self")),
-    )
+        self._commit(changes, "")
+        for digest in ending:
+            self.blobs.delete(blob_key(digest, seen[digest]))
+        return ending
 
 
-def _probe(blobs: Blobs) -> None:
-    """Refuses a store in which creating a key twice succeeds twice: commits would be lost there."""
-    key = f"probe/{uuid.uuid4().hex}"
-    try:
-        first, second = blobs.put_if_absent(key, b"1"), blobs.put_if_absent(key, b"2")
-    finally:
-        blobs.delete(key)
-    if not first or second:
-        raise StoreError(
-            f"The store at {blobs.url} does not create a key only if it is absent, so commits could be lost: use another store."
-        )
-
-
-def _entry(catalog: Catalog, name: str) -> Entry | None:
-    try:
-        return catalog.entry(name)
-    except NotFound:
-        return None
-
-
-def _blob_key(digest: str) -> str:
-    if not DIGEST.fullmatch(digest):
-        raise NotFound(f"{shown(digest)} is not a digest ('sha256:' and 64 hex digits).")
-    return f"blobs/sha256/{_file_name(digest)}"
-
-
-def _file_name(digest: str) -> str:
-    return f"{digest.removeprefix('sha256:')}.safetensors"
-
-
-def _log_key(n: int) -> str:
-    return f"log/{n:012d}.json"
+def _freed(before: Catalog, after: Catalog, commit: Commit) -> tuple[str, ...]:
+    """Digests that a commit took the last reference from."""
+    touched: dict[str, None] = {}
+    for change in commit.changes:
+        if isinstance(change, Delete):
+            entry = before.find(change.name)
+            touched |= dict.fromkeys(record.digest for record in entry.versions.values()) if entry is not None else {}
+        elif isinstance(change, Publish):
+            touched[change.digest] = None
+    return tuple(digest for digest in touched if not after.holds(digest))
 
 
 def _now() -> str:

@@ -11,18 +11,21 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 from typing import Any, Protocol
 
 from adapter_store.errors import InvalidPackage
 from adapter_store.methods import Shape
-from adapter_store.names import shown
+from adapter_store.names import one_line, shown
 
 ITEMSIZE = {"F32": 4, "F16": 2, "BF16": 2}
 MAX_HEADER = 16 << 20
 MAX_TENSORS = 65536
+MAX_VALUES = 1 << 20  # of one JSON text: a value of three characters can cost two hundred bytes of memory
 MAX_DIMENSIONS = 8
 MAX_DIMENSION = 1 << 32
+MAX_DIGITS = 40  # of an integer, so that it fits a float
+MAX_NESTING = 64
 _ALIGNMENT = 8
 _TENSOR_NAME = re.compile(r"[\x20-\x7e]{1,512}")
 
@@ -65,15 +68,34 @@ class Header:
     data_start: int
 
 
-def parse_json(text: str | bytes, what: str) -> Any:
-    """Strict JSON: UTF-8, no duplicate keys, no NaN, bounded nesting; raises InvalidPackage naming `what`."""
+def parse_json(text: str | bytes, what: str, max_values: int = MAX_VALUES) -> Any:
+    """Strict JSON: UTF-8, no duplicate keys, no NaN, bounded nesting and number of values; raises InvalidPackage naming `what`."""
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
-        return json.loads(decoded, object_pairs_hook=_object, parse_constant=_no_constant)
+        check_values(decoded, what, max_values)
+        value = json.loads(decoded, **_HOOKS)
+        if _deeper_than(value, MAX_NESTING):
+            raise RecursionError
+        return value
     except RecursionError:
-        raise InvalidPackage(f"{what} is not sound JSON: it is nested too deeply.") from None
+        raise InvalidPackage(f"{what} is not sound JSON: it is nested more than {MAX_NESTING} levels deep.") from None
     except ValueError as error:
-        raise InvalidPackage(f"{what} is not sound JSON: {str(error)[:200]}.") from None
+        raise InvalidPackage(f"{what} is not sound JSON: {one_line(str(error), 200)}.") from None
+
+
+def check_values(text: str, what: str, max_values: int) -> None:
+    """Raises InvalidPackage for JSON of too many values: counted before they are made, as the marks before and between them."""
+    marks = sum(map(text.count, ",[{"))
+    if marks > max_values:
+        raise InvalidPackage(f"{what} has {marks} commas and brackets; at most {max_values} are allowed, so that it can be read.")
+
+
+def _deeper_than(value: Any, depth: int) -> bool:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(depth):
+        inner = (item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer))
+        level = [item for item in inner if isinstance(item, dict | list)]
+    return bool(level)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -87,6 +109,22 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{shown(text, 24)} is too large a number")
+    return number
+
+
+def _int(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"{shown(text, 24)} is a number of more than {MAX_DIGITS} digits")
+    return int(text)
+
+
+_HOOKS: dict[str, Any] = {"object_pairs_hook": _object, "parse_constant": _no_constant, "parse_float": _float, "parse_int": _int}
 
 
 def read_header(stream: Reader, size: int, what: str, max_header: int = MAX_HEADER, max_tensors: int = MAX_TENSORS) -> Header:

@@ -11,6 +11,8 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -18,62 +20,130 @@ from starlette.responses import Response
 from adapter_store.importers.backbones import frozen_of
 from adapter_store.methods import Backbone
 from adapter_store.store import Store
-from server.api import adapters, huggingface, openai, operations, predict
+from server.access.control import Control
+from server.api import adapters, changes, huggingface, openai, operations, predict
+from server.api.access import Guard
+from server.api.documented import ANSWERING, CHANGING, READING, ErrorAnswer, HubErrorAnswer, documented
 from server.api.middleware import Around
 from server.api.wire import CLIENT_CLOSED_REQUEST, Disconnected, json_response
 from server.engine.backbone import load_backbone, load_tokenizer
 from server.engine.engine import Engine, set_threads
 from server.errors import TABLE, ApiError, as_api_error, envelope
+from server.following import Following
 from server.inference import Inference
+from server.loading import Loader
 from server.metrics import Metrics
 from server.publishing import Publisher
 from server.residency import Residency
 from server.router import Router
 from server.scheduler import Scheduler
+from server.scratch import Scratch
 from server.services import Services
 from server.settings import Settings
 from server.tasks.encode import Encoder, ModelIds
+from server.tiers import Watch
+from server.trial import Staging, Trial
 
 log = logging.getLogger(__name__)
 
+# The conventions of the wire: their routes, which errors these may answer, and in which envelope.
+PARTS: tuple[tuple[Any, tuple[int, ...], type[BaseModel]], ...] = (
+    (operations, READING, ErrorAnswer),
+    (predict, ANSWERING, ErrorAnswer),
+    (openai, ANSWERING, ErrorAnswer),
+    (changes, CHANGING, ErrorAnswer),
+    (adapters, CHANGING, ErrorAnswer),
+    (huggingface, ANSWERING, HubErrorAnswer),
+)
+
 
 def create_app(settings: Settings) -> FastAPI:
-    """The ASGI app. Raises BackboneError and StoreError where it could not serve."""
+    """The ASGI app. Raises BackboneError, StoreError and BrokenFile where it could not serve."""
+    access = Control.open(settings)
     set_threads(settings.threads)
     backbone = load_backbone(settings.backbone, settings.device, settings.dtype, settings.shown_backbone)
     limit = min(settings.max_input_tokens or backbone.max_tokens, backbone.max_tokens)
     encoder = Encoder(load_tokenizer(settings.backbone), limit, model_ids(backbone.config, backbone.spec))
-    engine = Engine(backbone)
-    store = Store.open(settings.store, settings.max_upload_bytes)
-    router = Router(store, backbone.spec)
-    has_lm_head = backbone.language_model.weight is not None
-    checkpoint = frozen_of(Path(settings.backbone)) if Path(settings.backbone).is_dir() else None
-    publisher = Publisher(store, router, backbone.spec, backbone.pooler is not None, has_lm_head, checkpoint)
-    if settings.publish is not None:
-        publisher.all_of(settings.publish)
+    programs = settings.device_memory // 8  # the share of compiled setups; packages have the rest
+    engine = Engine(backbone, program_bytes=programs)
+    scratch = Scratch(settings.scratch)
+    store = Store.open(
+        settings.store,
+        settings.max_upload_bytes,
+        cache=settings.disk_cache or scratch.folder / "cache",
+        cache_bytes=settings.disk_cache_bytes,
+        grace=settings.grace,
+        limits=settings.limits,
+    )
+    router = Router(store, backbone.spec, access.trust, reads=False)
     metrics = Metrics()
-    scheduler = Scheduler(engine.run, settings.max_batch_tokens, settings.max_queue_tokens, metrics.on_batch)
+    scheduler = Scheduler(
+        engine.run,
+        settings.max_batch_tokens,
+        settings.max_queue_tokens,
+        metrics.on_batch,
+        settings.max_key_queue_tokens or (settings.max_queue_tokens // (1 if settings.api_keys is None else 2)),
+    )
     workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="turret-worker")
-    residency = Residency(_loading(store, router, engine, scheduler, workers), _unloading(engine, scheduler), settings.device_memory)
+    loaders = ThreadPoolExecutor(max_workers=4, thread_name_prefix="turret-loader")
+    staging = Staging(store, router)
+    residency = Residency(
+        Loader(engine, scheduler.call, loaders, staging.local, staging.manifest, store.forget),
+        settings.host_memory,
+        settings.device_memory - programs,
+        shared=backbone.device.type == "cpu",
+        age_cap=settings.age_cap,
+        load_timeout=settings.load_timeout,
+        watch=Watch(metrics.on_load, metrics.on_evicted, metrics.on_waited),
+    )
+    metrics.program_bytes.set_function(lambda: engine.program_bytes)
+    inference = Inference(router, encoder, residency, scheduler, workers, settings.max_rows, access.quotas.charge_tokens)
+    publisher = Publisher(
+        store,
+        router,
+        backbone.spec,
+        has_pooler=backbone.pooler is not None,
+        has_lm_head=backbone.language_model.weight is not None,
+        frozen=frozen_of(Path(settings.backbone)) if Path(settings.backbone).is_dir() else None,
+        trial=Trial(router, residency, inference, staging),
+        trust=access.trust,
+        scratch=scratch.folder,
+    )
+    following = Following(store, residency, router, metrics.forget, settings.poll, max(settings.poll, settings.grace / 4))
     services = Services(
         settings=settings,
         store=store,
         router=router,
         residency=residency,
         scheduler=scheduler,
-        inference=Inference(router, encoder, residency, scheduler, workers, settings.max_rows),
+        inference=inference,
         metrics=metrics,
         backbone=backbone.spec,
         publisher=publisher,
+        access=access,
+        following=following,
+        scratch=scratch.folder,
         started=time.time(),
     )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         scheduler.start()
-        yield
-        scheduler.stop()
-        workers.shutdown(cancel_futures=True)
+        following.start()
+        watching = asyncio.create_task(access.watch())
+        try:
+            if settings.publish is not None:
+                await run_in_threadpool(publisher.all_of, settings.publish)
+            yield
+        finally:
+            watching.cancel()
+            await following.stop()
+            await residency.close()
+            scheduler.stop()
+            workers.shutdown(cancel_futures=True)
+            loaders.shutdown(cancel_futures=True)
+            access.audit.close()
+            scratch.close()
 
     app = FastAPI(
         title="Turret",
@@ -83,18 +153,12 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    for part in (operations, predict, openai, adapters, huggingface):
-        app.include_router(part.router)
+    for part, statuses, model in PARTS:
+        app.include_router(part.router, responses=documented(statuses, model))
     app.add_exception_handler(Exception, _on_error)
     for kind in (ApiError, RequestValidationError, HTTPException, Disconnected, ClientDisconnect, *(kind for kind, _, _ in TABLE)):
         app.add_exception_handler(kind, _on_error)
-    app.add_middleware(
-        Around,
-        metrics=metrics,
-        max_body_bytes=settings.max_body_bytes,
-        max_upload_bytes=settings.max_upload_bytes,
-        routes=app.routes,
-    )
+    app.add_middleware(Around, settings=settings, metrics=metrics, guard=Guard(app.routes, access), audit=access.audit)
     return app
 
 
@@ -106,25 +170,6 @@ def model_ids(config: Any, spec: Backbone) -> ModelIds:
         pad_token_id=config.pad_token_id,
         encoder_decoder=spec.decoder_layers > 0,
     )
-
-
-def _loading(store: Store, router: Router, engine: Engine, scheduler: Scheduler, workers: ThreadPoolExecutor) -> Any:
-    """A package's way to the device: read on a worker, taken in on the engine thread. Returns its bytes."""
-
-    async def load(digest: str) -> int:
-        path, manifest = store.path(digest), router.manifest(digest)
-        package = await asyncio.get_running_loop().run_in_executor(workers, engine.read, path, manifest)
-        await scheduler.call(lambda: engine.load(digest, package))
-        return path.stat().st_size
-
-    return load
-
-
-def _unloading(engine: Engine, scheduler: Scheduler) -> Any:
-    async def unload(digest: str) -> None:
-        await scheduler.call(lambda: engine.unload(digest))
-
-    return unload
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

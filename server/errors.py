@@ -3,7 +3,10 @@
 from typing import Any
 
 from adapter_store import errors as store
+from server.access.quotas import QuotaExceeded, TooBigForQuota
+from server.residency import Cold
 from server.scheduler import QueueFull, Stopped
+from server.tiers import LoadFailed, TooBig
 
 
 class ApiError(Exception):
@@ -19,11 +22,18 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (store.InvalidName, 400, "invalid_model"),
     (store.UnsupportedMethod, 422, "unsupported_method"),
     (store.WrongBackbone, 422, "wrong_backbone"),
+    (store.Unsigned, 422, "unsigned_package"),
+    (store.BadSignature, 422, "bad_signature"),
     (store.InvalidPackage, 422, "invalid_package"),
     (store.NotFound, 404, "model_not_found"),
     (store.AlreadyExists, 412, "already_exists"),
     (store.Conflict, 409, "conflict"),
     (store.StoreError, 500, "store_error"),
+    (QuotaExceeded, 429, "quota_exceeded"),
+    (TooBigForQuota, 422, "too_big_for_quota"),
+    (LoadFailed, 500, "internal_error"),
+    (TooBig, 422, "too_big_for_device"),
+    (Cold, 503, "model_cold"),
     (QueueFull, 429, "queue_full"),
     (Stopped, 503, "shutting_down"),
 )
@@ -31,6 +41,8 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
 
 def as_api_error(error: Exception) -> ApiError:
     """Any exception as an ApiError; an unknown one becomes a 500 that gives nothing away."""
+    if isinstance(error, LoadFailed) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     if isinstance(error, ApiError):
         return error
     for kind, status, code in TABLE:

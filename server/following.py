@@ -6,7 +6,7 @@ One background task on the event loop; what blocks runs on a thread of its own, 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,19 +19,20 @@ log = logging.getLogger(__name__)
 
 
 class Following:
-    """`poll` is how often the log is read, in seconds, `collect` how often blobs are collected; `ticks` are called after each reading."""
+    """`poll` is how often the log is read, in seconds, `collect` how often blobs are collected; `forget` hears of each version
+    (`spam@3`) that has gone."""
 
     def __init__(
         self,
         store: Store,
         residency: Residency,
         router: Router,
+        forget: Callable[[str], None],
         poll: float,
         collect: float,
-        ticks: Iterable[Callable[[], Any]] = (),
     ) -> None:
-        self._store, self._residency, self._router = store, residency, router
-        self._poll, self._collect, self._ticks = poll, collect, tuple(ticks)
+        self._store, self._residency, self._router, self._forget = store, residency, router, forget
+        self._poll, self._collect = poll, collect
         self._catalog = store.catalog
         self._digests = _digests(self._catalog)
         self._drains: set[asyncio.Task[None]] = set()
@@ -62,8 +63,6 @@ class Following:
             await asyncio.sleep(self._poll)
             await self._attempt("read the log of the store", self._store.refresh)
             self._compare()
-            for tick in self._ticks:
-                await self._attempt("reload the files", tick)
             if time.monotonic() - collected >= self._collect:
                 await self._attempt("collect blobs", self._store.collect)
                 collected = time.monotonic()
@@ -86,6 +85,8 @@ class Following:
         catalog = self._store.catalog
         if catalog is self._catalog:
             return
+        for reference in _references(self._catalog) - _references(catalog):
+            self._forget(reference)
         before, self._catalog = self._digests, catalog
         self._digests = _digests(catalog)
         for digest in before - self._digests:
@@ -113,3 +114,7 @@ class Following:
 
 def _digests(catalog: Catalog) -> frozenset[str]:
     return frozenset(record.digest for entry in catalog.entries() for record in entry.versions.values())
+
+
+def _references(catalog: Catalog) -> frozenset[str]:
+    return frozenset(record.reference for entry in catalog.entries() for record in entry.versions.values())

@@ -3,24 +3,30 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from server.core import Outputs, Route, Sequence
+from server.core import Caller, Outputs, Route, Sequence, Terms
 from server.errors import ApiError, as_api_error
-from server.residency import Residency
-from server.router import Router
-from server.scheduler import Scheduler
+from server.residency import Cold, Residency
+from server.router import ManifestNotRead, Router
+from server.scheduler import Reservation, Scheduler
 from server.tasks.answers import Reading, answer_of, attention
 from server.tasks.encode import Encoded, Encoder, Text
 from server.tasks.parameters import Parameters
 from server.tasks.rows import AskedOutput, Prepared, Source, prepare, raised
+from server.tiers import LoadFailed, TooBig
 
 __all__ = ["Answer", "Ask", "AskedOutput", "Inference", "Parameters", "Source", "Timing"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+DEFAULT_TERMS = Terms()
 
 # Numbers that the language-model heads of one request may answer with: [tokens, vocabulary] is large.
 MAX_VALUES = 1 << 25
@@ -28,13 +34,17 @@ MAX_VALUES = 1 << 25
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One input on one model: what to run, on what, and what to answer. `fault` is what was wrong before it could be asked."""
+    """One input on one model: what to run, on what, and what to answer.
+
+    `fault` is what was wrong before it could be asked; `route` the model's, where it has been resolved already.
+    """
 
     model: str
     source: Source
     parameters: Parameters = field(default_factory=Parameters)
     output: AskedOutput = "decoded"
     fault: ApiError | None = None
+    route: Route | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +72,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """What answers: the parts of the line, wired by `app.create_app`."""
+    """What answers: the parts of the line, wired by `app.create_app`. `charge` takes a request's tokens from its caller's quota."""
 
     router: Router
     encoder: Encoder
@@ -70,16 +80,20 @@ class Inference:
     scheduler: Scheduler
     workers: ThreadPoolExecutor
     max_rows: int
+    charge: Callable[[Caller, int], None] = lambda caller, tokens: None
 
-    async def answer(self, asks: Rows[Ask]) -> tuple[list[Answer], Timing]:
+    async def answer(self, asks: Rows[Ask], terms: Terms = DEFAULT_TERMS) -> tuple[list[Answer], Timing]:
         """One answer per ask, in order; the error of an ask is in its answer. Raises QueueFull and Stopped for all of them."""
         began = time.perf_counter()
-        answers = [self._routed(ask) for ask in asks]
-        await asyncio.get_running_loop().run_in_executor(self.workers, self._prepare, asks, answers)
-        timing = Timing(tokenization=time.perf_counter() - began)
-        rows = {i: _sequences(one) for i, one in enumerate(answers) if one.error is None}
-        self._check_size(rows, answers)
-        outputs = await self._run(rows, answers, timing)
+        answers = await self.reading(lambda: [self._routed(ask, terms) for ask in asks])
+        digests = list(dict.fromkeys(digest for one in answers if one.route is not None for digest in one.route.digests))
+        with self.residency.hold(digests):  # in the step that resolved them: what is deleted from now on stays until this ends
+            self.residency.prefetch(digests)
+            await asyncio.get_running_loop().run_in_executor(self.workers, self._prepare, asks, answers)
+            timing = Timing(tokenization=time.perf_counter() - began)
+            rows = {i: _sequences(one) for i, one in enumerate(answers) if one.error is None}
+            self._check_size(rows, answers)
+            outputs = await self._run(rows, answers, terms, timing)
         readings = {i: self._reading(asks[i], answers[i], some) for i, some in outputs.items()}
         if any(reading.slow for reading in readings.values()):
             await asyncio.get_running_loop().run_in_executor(self.workers, _finish, readings, answers)
@@ -87,6 +101,18 @@ class Inference:
             _finish(readings, answers)
         timing.total = time.perf_counter() - began
         return answers, timing
+
+    async def reading(self, resolve: Callable[[], T]) -> T:
+        """What `resolve` makes of the router, once the manifests that it needs are read. What it returns is of this step of the loop."""
+        while True:
+            try:
+                return resolve()
+            except ManifestNotRead as needed:
+                await asyncio.get_running_loop().run_in_executor(self.workers, self.router.read, needed.digest)
+
+    async def route(self, model: str, terms: Terms) -> Route:
+        """The route of a model string; raises as `Router.route`."""
+        return await self.reading(lambda: self.router.route(model, terms))
 
     def _check_size(self, rows: dict[int, list[Sequence]], answers: list[Answer]) -> None:
         """Raises ApiError for a request that would run or answer too much, windows and choices counted."""
@@ -103,11 +129,15 @@ class Inference:
                 f"The request asks for {values} numbers of a vocabulary and the limit is {MAX_VALUES}: send fewer or shorter inputs.",
             )
 
-    def _routed(self, ask: Ask) -> Answer:
+    def _routed(self, ask: Ask, terms: Terms) -> Answer:
         if ask.fault is not None:
             return Answer(error=ask.fault)
+        if ask.route is not None:
+            return Answer(ask.route)
         try:
-            return Answer(self.router.route(ask.model))
+            return Answer(self.router.route(ask.model, terms))
+        except ManifestNotRead:
+            raise
         except Exception as error:
             return Answer(error=_fault(error))
 
@@ -131,25 +161,48 @@ class Inference:
         except Exception as error:
             answer.error = _fault(error)
 
-    async def _run(self, rows: dict[int, list[Sequence]], answers: list[Answer], timing: Timing) -> dict[int, list[Outputs]]:
-        """The outputs of every ask whose packages could be made resident."""
-        held: list[str] = []
-        try:
-            for route in dict.fromkeys(sequences[0].route for sequences in rows.values()):
-                try:
-                    held += await self.residency.acquire(route.digests)
-                except Exception as error:
-                    for i in [i for i, sequences in rows.items() if sequences[0].route == route]:
-                        answers[i].error = _fault(error)
-                        del rows[i]
-            if not rows:
-                return {}
-            ticket = self.scheduler.submit([sequence for sequences in rows.values() for sequence in sequences])
-            outputs = iter(await ticket.future)
-            timing.queue, timing.inference = ticket.queue_seconds, ticket.run_seconds
-            return {i: [next(outputs) for _ in sequences] for i, sequences in rows.items()}
-        finally:
-            self.residency.release(held)
+    async def _run(self, rows: dict[int, list[Sequence]], answers: list[Answer], terms: Terms, timing: Timing) -> dict[int, list[Outputs]]:
+        """The outputs of every ask whose packages could be made resident: together, or in groups that fit where all do not."""
+        by_route: dict[Route, dict[int, list[Sequence]]] = {}
+        for i, sequences in rows.items():
+            by_route.setdefault(sequences[0].route, {})[i] = sequences
+        if not rows:
+            return {}
+        outputs: dict[int, list[Outputs]] = {}
+        self.charge(terms.caller, _tokens(rows))
+        with self.scheduler.reserve(_tokens(rows), terms.caller) as reservation:
+            routes = list(by_route)
+            groups, faults = await self.residency.groups([route.digests for route in routes])
+            for number, error in faults.items():
+                _fail(answers, by_route[routes[number]], error)
+            for group in groups:
+                outputs |= await self._run_group([by_route[routes[number]] for number in group], answers, terms, reservation, timing)
+        return outputs
+
+    async def _run_group(
+        self, parts: list[dict[int, list[Sequence]]], answers: list[Answer], terms: Terms, reservation: Reservation, timing: Timing
+    ) -> dict[int, list[Outputs]]:
+        """The same for some routes' rows, held together while they run. A package that cannot be had fails its rows alone."""
+        while parts:
+            wanted = {digest for part in parts for digest in _digests(part)}
+            try:
+                held = await self.residency.acquire(wanted, terms.cold)
+            except (LoadFailed, Cold, TooBig) as error:
+                lacking = {error.digest} if isinstance(error, LoadFailed) else set(error.digests) if isinstance(error, Cold) else wanted
+                for part in [part for part in parts if lacking & set(_digests(part))]:
+                    _fail(answers, part, error)
+                    parts.remove(part)
+                continue
+            try:
+                some = {i: sequences for part in parts for i, sequences in part.items()}
+                ticket = self.scheduler.submit([one for i in sorted(some) for one in some[i]], terms.caller, reservation)
+                outputs = iter(await ticket.future)
+            finally:
+                self.residency.release(held)
+            timing.queue += ticket.queue_seconds
+            timing.inference += ticket.run_seconds
+            return {i: [next(outputs) for _ in some[i]] for i in sorted(some)}
+        return {}
 
     def _reading(self, ask: Ask, answer: Answer, outputs: list[Outputs]) -> Reading:
         assert answer.route is not None
@@ -166,6 +219,21 @@ def _finish(readings: dict[int, Reading], answers: list[Answer]) -> None:
                 answers[i].attention = attention(reading)
         except Exception as error:
             answers[i].error = _fault(error)
+
+
+def _tokens(rows: dict[int, list[Sequence]]) -> int:
+    return sum(one.tokens for sequences in rows.values() for one in sequences)
+
+
+def _digests(part: dict[int, list[Sequence]]) -> tuple[str, ...]:
+    """The packages of the rows of one route."""
+    return next(iter(part.values()))[0].route.digests
+
+
+def _fail(answers: list[Answer], part: dict[int, list[Sequence]], error: Exception) -> None:
+    fault = _fault(error)
+    for i in part:
+        answers[i].error = fault
 
 
 def _fault(error: Exception) -> ApiError:

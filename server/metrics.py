@@ -1,5 +1,7 @@
 """Prometheus metrics of one app, in a registry of its own."""
 
+from contextlib import suppress
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from server.core import Batch
@@ -21,6 +23,44 @@ class Metrics:
         self.queued_tokens = Gauge("turret_queued_tokens", "Tokens that wait for the engine", registry=self.registry)
         self.resident_packages = Gauge("turret_resident_packages", "Packages on the device", registry=self.registry)
         self.resident_bytes = Gauge("turret_resident_bytes", "Bytes of packages on the device", registry=self.registry)
+
+        self.broken_files = Gauge(
+            "turret_access_file_broken",
+            "1 while a file of keys or signers is broken and its former content in force",
+            ["setting"],
+            registry=self.registry,
+        )
+        self.audit_lost = Gauge("turret_audit_lines_lost", "Lines that the audit log's file did not take", registry=self.registry)
+        self.tier_bytes = Gauge("turret_tier_bytes", "Bytes of packages in a tier", ["tier"], registry=self.registry)
+        self.tier_packages = Gauge("turret_tier_packages", "Packages in a tier", ["tier"], registry=self.registry)
+        self.tier_waiting = Gauge("turret_tier_waiting", "Sets of packages that wait for room in a tier", ["tier"], registry=self.registry)
+        self.program_bytes = Gauge("turret_program_bytes", "Bytes of compiled setups: folded fusions", registry=self.registry)
+        self.load_seconds = Histogram("turret_load_seconds", "Time of bringing a package into a tier", ["tier"], registry=self.registry)
+        self.load_failures = Counter("turret_load_failures", "Packages that failed to load into a tier", ["tier"], registry=self.registry)
+        self.evictions = Counter("turret_evictions", "Packages evicted from a tier", ["tier"], registry=self.registry)
+        self.cold_seconds = Histogram(
+            "turret_cold_seconds", "Wait of those who found a package cold, by outcome", ["outcome"], registry=self.registry
+        )
+
+    def forget(self, model: str) -> None:
+        """Drops the rows of a version that is gone, so that versions which come and go do not add up."""
+        for outcome in ("ok", "error"):
+            with suppress(KeyError):
+                self.rows.remove(model, outcome)
+
+    def on_load(self, tier: str, seconds: float, failed: bool) -> None:
+        """Records a package's way into a tier."""
+        self.load_seconds.labels(tier).observe(seconds)
+        if failed:
+            self.load_failures.labels(tier).inc()
+
+    def on_evicted(self, tier: str) -> None:
+        """Records that a package left a tier."""
+        self.evictions.labels(tier).inc()
+
+    def on_waited(self, seconds: float, outcome: str) -> None:
+        """Records a wait for packages: ok, refused, timeout or error."""
+        self.cold_seconds.labels(outcome).observe(seconds)
 
     def on_batch(self, batch: Batch, seconds: float) -> None:
         """Records a batch that ran."""

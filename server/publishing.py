@@ -9,14 +9,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from adapter_store.composition import parse, references
-from adapter_store.errors import NotFound, StoreError, UnsupportedMethod, WrongBackbone
+from adapter_store.errors import StoreError, UnsupportedMethod, WrongBackbone
 from adapter_store.families import FAMILIES
 from adapter_store.importers import Frozen, Step, import_to_file, needed_members, setup_steps, write_imported
 from adapter_store.manifest import LM_HEADS, Head, Manifest
 from adapter_store.methods import Backbone, Norms, Prefix, Prompt
 from adapter_store.names import parse_reference, shown
 from adapter_store.package import Package
+from adapter_store.signatures import Trust
 from adapter_store.store import Published, Store, summarise
+from server.access.visibility import check_name as check_seen
 from server.core import LOCAL, Caller
 from server.router import Router
 from server.setups import check_places
@@ -51,8 +53,8 @@ class Uploaded:
 class Publisher:
     """Publishes to one store for one backbone. has_pooler, has_lm_head: whether the backbone's checkpoint carries their weights.
 
-    frozen: the checkpoint's tensors by name, which whole checkpoints that are imported are compared with. try_examples runs a
-    package's golden examples through the backbone. check_signed refuses a package for what signed it: name, digest, signature.
+    frozen: the checkpoint's tensors by name, which whole checkpoints that are imported are compared with. trial runs a
+    package's golden examples through the backbone. trust refuses packages for what signed them (or did not).
     scratch: where what is imported lies until it is published.
     """
 
@@ -62,8 +64,8 @@ class Publisher:
     has_pooler: bool
     has_lm_head: bool
     frozen: Frozen | None = None
-    try_examples: Callable[[str, Package, Path], None] = lambda name, package, path: None
-    check_signed: Callable[[str, str, str | None], None] = lambda name, digest, signature: None
+    trial: Callable[[str, Package, Path], None] = lambda name, package, path: None
+    trust: Trust = field(default_factory=lambda: Trust(None))
     scratch: Path | None = None
 
     def package(self, path: Path, upload: Upload) -> Uploaded:
@@ -103,8 +105,9 @@ class Publisher:
     def _publish(self, packages: Sequence[tuple[str, Package, Path]], upload: Upload) -> Published:
         """The last step: what is checked becomes a commit."""
         for name, package, path in packages:
-            self.check_signed(name, package.digest, upload.signature)
-            self.try_examples(name, package, path)
+            self.trust.check(name, package.digest, upload.signature)
+            if not self.store.catalog.holds(package.digest):
+                self.trial(name, package, path)
         return self.store.publish_all(packages, upload.alias, upload.only_new, upload.caller.name, upload.signature)[-1]
 
     def _pins(self, files: Mapping[str, Path], upload: Upload) -> dict[str, str]:
@@ -117,7 +120,7 @@ class Publisher:
         for member in needed:
             try:
                 reference = parse_reference(upload.members.get(member, member))
-                _check_seen(upload.caller, reference.name)
+                check_seen(upload.caller, reference.name)
                 pins[member] = self.store.resolve(reference).pin
             except StoreError as error:
                 told = "must be published first, or be given another name with member=MEMBER=NAME (turret push --member)."
@@ -132,7 +135,7 @@ class Publisher:
         report: list[str] = []
         pending: dict[str, Manifest] = {}
         for number, step in enumerate(steps):
-            _check_seen(upload.caller, step.name)
+            check_seen(upload.caller, step.name)
             imported = step.build(pins)
             path = folder / f"{number}.safetensors"
             write_imported(imported, path)
@@ -152,7 +155,7 @@ class Publisher:
         if package.manifest.composition is not None:
             for reference in references(parse(package.manifest.composition).root):
                 if reference.name != "self":
-                    _check_seen(upload.caller, reference.name)
+                    check_seen(upload.caller, reference.name)
         self.router.check(package.manifest, package.digest, {})
 
     def _check_alone(self, package: Package) -> None:
@@ -185,9 +188,3 @@ class Publisher:
             raise WrongBackbone("The package reads the backbone's own language-model head, but the checkpoint of the backbone has none.")
         if (head.type == "seq2seq_lm") != family.encoder_decoder and head.type in LM_HEADS:
             raise UnsupportedMethod(f"A {head.type} head on a model of type '{self.backbone.model_type}' is not served.")
-
-
-def _check_seen(caller: Caller, name: str) -> None:
-    """Raises NotFound for a name that the caller may not know of."""
-    if not caller.sees(name):
-        raise NotFound(f"There is no adapter {shown(name)} in the store.")

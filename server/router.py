@@ -6,26 +6,38 @@ is drawn by the caller's key, so that the same key stays with the same version.
 
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
 from adapter_store import composition as blocks
 from adapter_store.catalog import Summary, VersionRecord
 from adapter_store.composition import Block, Composition, channels, format_composition, parse, references, replaced
-from adapter_store.errors import InvalidName, NotFound, UnsupportedMethod
+from adapter_store.errors import InvalidName, UnsupportedMethod
 from adapter_store.manifest import Head, Manifest
 from adapter_store.methods import Backbone
-from adapter_store.names import Reference, shown
+from adapter_store.names import Reference
+from adapter_store.signatures import Trust
 from adapter_store.store import Store
+from server.access.visibility import check_name
 from server.core import Average, Fuse, Route, Setup, Stack, Terms, Use, setup_fusions
 from server.errors import ApiError
 from server.setups import check_setup, reserved_tokens
 
 BASE = Route("base")
+DEFAULT_TERMS = Terms()
 MAX_KNOWN = 10_000
+MAX_STACKED = 64
 
 Names = dict[str, str]  # how a sentence or an answer names a package, by digest
+
+
+class ManifestNotRead(Exception):
+    """A route needs a manifest that has to be read first (`Router.read`, on a thread that may block)."""
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(digest)
+        self.digest = digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +62,21 @@ class Known:
 class Router:
     """Resolves model strings against a store. What is known of a string is kept until the catalogue changes, manifests by digest.
 
-    `trusted` may refuse a version for what signed it (or did not).
+    `trust` may refuse a version for what signed it (or did not). Without `reads` nothing here waits for the store: a manifest that
+    is missing raises ManifestNotRead.
     """
 
-    def __init__(self, store: Store, backbone: Backbone, trusted: Callable[[VersionRecord], None] = lambda record: None) -> None:
+    def __init__(self, store: Store, backbone: Backbone, trust: Trust | None = None, reads: bool = True) -> None:
         self._store = store
+        self._trust = Trust(None) if trust is None else trust
+        self._reads = reads
         self._backbone = backbone
-        self._trusted = trusted
         self._known: dict[str, Known] = {}
-        self._known_of = -1
+        self._known_of = (-1, -1)
         self._manifests: OrderedDict[str, Manifest] = OrderedDict()
         self._pending: dict[str, str] = {}  # names by digest of what is published together, while it is checked
 
-    def route(self, model: str, terms: Terms = Terms()) -> Route:
+    def route(self, model: str, terms: Terms = DEFAULT_TERMS) -> Route:
         """The route of a model string as the catalogue stands now. Raises InvalidName, NotFound, UnsupportedMethod, ApiError (no head)."""
         known = self._look(model, terms)
         if known.weighted:
@@ -71,7 +85,7 @@ class Router:
             known.route = self._resolve(known.composition)
         return known.route
 
-    def channels(self, model: str, terms: Terms = Terms()) -> tuple[str, ...]:
+    def channels(self, model: str, terms: Terms = DEFAULT_TERMS) -> tuple[str, ...]:
         """The model strings that a model string stands for: one for each answer of its `parallel(...)`, else itself."""
         known = self._look(model, terms)
         if known.weighted:
@@ -84,39 +98,41 @@ class Router:
         """The manifest of a package in the store."""
         manifest = self._manifests.get(digest)
         if manifest is None:
-            manifest = self._manifests[digest] = self._store.manifest(digest)
-            if len(self._manifests) > MAX_KNOWN:
-                self._manifests.popitem(last=False)
+            if not self._reads:
+                raise ManifestNotRead(digest)
+            manifest = self.read(digest)
+        return manifest
+
+    def read(self, digest: str) -> Manifest:
+        """The same, from the store; blocks, and may be called from any thread."""
+        manifest = self._manifests[digest] = self._store.manifest(digest)
+        if len(self._manifests) > MAX_KNOWN:
+            self._manifests.popitem(last=False)
         return manifest
 
     def forget(self, digest: str) -> None:
         """Drops what is kept of a deleted package."""
         self._manifests.pop(digest, None)
 
-    def reset(self) -> None:
-        """Drops every route that is kept: what `trusted` says has changed."""
-        self._known_of = -1
-
     def candidate(self, name: str, manifest: Manifest, digest: str) -> Route:
         """The route that a package will have once it is published as `name`; raises as `route` does."""
-        trying = Router(self._store, self._backbone, self._trusted)
+        trying = Router(self._store, self._backbone, self._trust)
         trying._pending[digest] = name
         trying._manifests[digest] = manifest
         return trying._resolve(Composition(blocks.Adapter(Reference(name, digest))))
 
     def _look(self, model: str, terms: Terms) -> Known:
         """What is known of a model string. Raises InvalidName, and NotFound for a name that the caller may not know of."""
-        catalog = self._store.catalog
-        if catalog.n != self._known_of or len(self._known) > MAX_KNOWN:
+        now = (self._store.catalog.n, self._trust.generation)
+        if now != self._known_of or len(self._known) > MAX_KNOWN:
             self._known.clear()
-            self._known_of = catalog.n
+            self._known_of = now
         known = self._known.get(model)
         if known is None:
             known = self._known[model] = self._read(model)
         if terms.caller.patterns != ("*",):
             for name in known.names:
-                if not terms.caller.sees(name):
-                    raise NotFound(f"There is no adapter {shown(name)} in the store.")
+                check_name(terms.caller, name)
         return known
 
     def _read(self, model: str) -> Known:
@@ -143,7 +159,7 @@ class Router:
         """
         if manifest.composition is None:
             return
-        checking = Router(self._store, self._backbone)
+        checking = Router(self._store, self._backbone, self._trust)
         checking._pending = {pin.rpartition("@")[2]: pin.rpartition("@")[0] for pin in pending}
         checking._manifests.update({pin.rpartition("@")[2]: one for pin, one in pending.items()} | {digest: manifest})
         for block in channels(_root(manifest)):
@@ -221,7 +237,7 @@ class Router:
         if self._pending.get(reference.selector) == reference.name:
             return VersionRecord(reference.name, 0, reference.selector, "", Summary(size=0, parameters=0))
         record = self._store.resolve(reference)
-        self._trusted(record)
+        self._trust.check(record.name, record.digest, record.signature)
         return record
 
     def _all(self, parts: list[Resolved], word: str) -> tuple[Setup, ...]:
@@ -307,6 +323,8 @@ def _stacked(setups: list[Setup | None]) -> Setup | None:
     flat: list[Setup] = []
     for setup in setups:
         flat += setup.children if isinstance(setup, Stack) else [] if setup is None else [setup]
+        if len(flat) > MAX_STACKED:  # published stacks of each other would double with each
+            raise UnsupportedMethod(f"The stack holds more than {MAX_STACKED} adapters, those of the packages in it counted: stack fewer.")
     return None if not flat else flat[0] if len(flat) == 1 else Stack(tuple(flat))
 
 

@@ -1,8 +1,10 @@
-"""Batches by token budget, on the engine's own thread, in order of arrival.
+"""Batches by token budget, on the engine's own thread, fair between callers, in order of arrival for each of them.
 
-The event loop submits a request's rows as one `Ticket` and awaits it; the engine thread takes rows from the front of the
-queue until the token budget is reached, runs them as one packed batch, and hands the answers back. While a batch runs, the
-next one gathers. Rows of a ticket whose client is gone are skipped. Knows no torch and no HTTP.
+The event loop submits a request's rows as one `Ticket` and awaits it; the engine thread takes rows from the queue until the token
+budget is reached, runs them as one packed batch, and hands the answers back. While a batch runs, the next one gathers. Rows of a
+ticket whose client is gone are skipped. Callers share the engine by weight (start-time fair queuing, Goyal et al. 1996): each row
+starts in virtual time where its caller's last one ended, its tokens over its caller's weight take that time, and the row that starts
+first is next; a caller that comes back starts at the present. Knows no torch and no HTTP.
 """
 
 import asyncio
@@ -13,18 +15,20 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
 from typing import Any
 
-from server.core import Batch, Outputs, Sequence, pack
+from server.core import LOCAL, Batch, Caller, Outputs, Sequence, pack
 
 log = logging.getLogger(__name__)
 
 
 class QueueFull(Exception):
-    """The queue's token budget is spent; `retry_after` is when it should have drained, in seconds."""
+    """The queue's token budget, or the caller's part of it, is spent; `retry_after` is when it should have drained, in seconds."""
 
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"The server is busy: its queue is full. Try again in {retry_after} s.")
+    def __init__(self, retry_after: int, what: str = "its queue") -> None:
+        super().__init__(f"The server is busy: {what} is full. Try again in {retry_after} s.")
         self.retry_after = retry_after
 
 
@@ -34,11 +38,12 @@ class Stopped(Exception):
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One request's rows in the queue, and their answers. Times are `time.perf_counter()` seconds."""
+    """One request's rows in the queue, and their answers. Times are `time.perf_counter()` seconds; `queued` are tokens that wait."""
 
     rows: tuple[Sequence, ...]
     future: asyncio.Future[list[Outputs]]
     submitted: float
+    queued: int = 0
     outputs: list[Any] = field(default_factory=list)
     pending: int = 0
     started: float = 0.0
@@ -57,8 +62,34 @@ class Ticket:
 _Entry = tuple[Ticket, int]
 
 
+@dataclass(slots=True, eq=False)
+class _Share:
+    """What one caller has in the queue. `tokens` are reserved or waiting; `end` is where its last row ended in virtual time."""
+
+    weight: float
+    rows: deque[_Entry] = field(default_factory=deque)
+    tokens: int = 0
+    end: float = 0.0
+
+
+class Reservation:
+    """Tokens of the queue that a request may submit; what it did not is given back when the context is left."""
+
+    def __init__(self, scheduler: "Scheduler", share: _Share, tokens: int) -> None:
+        self._scheduler, self._share, self.left = scheduler, share, tokens
+
+    def __enter__(self) -> "Reservation":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._scheduler.give_back(self)
+
+
 class Scheduler:
-    """Owns the engine thread. `run` executes a batch and returns one answer per row, in the batch's order."""
+    """Owns the engine thread. `run` executes a batch and returns one answer per row, in the batch's order.
+
+    max_queue_tokens: tokens that may be reserved or waiting, of all callers; max_caller_tokens: of one. Who has none may have any number.
+    """
 
     def __init__(
         self,
@@ -66,12 +97,17 @@ class Scheduler:
         max_batch_tokens: int,
         max_queue_tokens: int,
         on_batch: Callable[[Batch, float], None] = lambda batch, seconds: None,
+        max_caller_tokens: int | None = None,
     ) -> None:
         self._run = run
         self._max_batch_tokens = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
         self._on_batch = on_batch
-        self._waiting: deque[_Entry] = deque()
+        self._max_caller_tokens = max_queue_tokens if max_caller_tokens is None else max_caller_tokens
+        self._shares: dict[str, _Share] = {}
+        self._next: list[tuple[float, int, _Share]] = []  # a heap of those with rows, by where their first row starts
+        self._numbers = count()
+        self._now = 0.0  # virtual time
         self._calls: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._stopping = False
@@ -95,21 +131,54 @@ class Scheduler:
         """Whether the engine thread runs."""
         return self._thread.is_alive()
 
-    def submit(self, rows: Rows[Sequence]) -> Ticket:
-        """Queues a request's rows; await `ticket.future` for one answer per row. Raises QueueFull, Stopped."""
-        ticket = Ticket(tuple(rows), asyncio.get_running_loop().create_future(), time.perf_counter())
-        ticket.outputs = [None] * len(ticket.rows)
-        ticket.pending = len(ticket.rows)
-        tokens = sum(row.tokens for row in ticket.rows)
+    def reserve(self, tokens: int, caller: Caller = LOCAL) -> Reservation:
+        """Takes a request's tokens of the queue, before its rows can be submitted. Raises QueueFull, Stopped, taking none."""
         with self._changed:
             if self._stopping:
                 raise Stopped("The server is shutting down.")
+            share = self._shares.get(caller.name)
             if self.queued_tokens and self.queued_tokens + tokens > self._max_queue_tokens:
-                raise QueueFull(max(1, round(self.queued_tokens / self._tokens_per_second)))
+                raise QueueFull(self._retry_after(self.queued_tokens))
+            if share is not None and share.tokens and share.tokens + tokens > self._max_caller_tokens:
+                raise QueueFull(self._retry_after(self.queued_tokens), "this caller's part of its queue")
+            if share is None:
+                share = self._shares[caller.name] = _Share(caller.weight)
+            share.weight = caller.weight
+            share.tokens += tokens
             self.queued_tokens += tokens
-            self._waiting.extend((ticket, index) for index in range(len(ticket.rows)))
+            return Reservation(self, share, tokens)
+
+    def submit(self, rows: Rows[Sequence], caller: Caller = LOCAL, reservation: Reservation | None = None) -> Ticket:
+        """Queues a request's rows, as part of what was reserved or by themselves; await `ticket.future` for one answer per row.
+
+        Raises Stopped and, without a reservation, QueueFull.
+        """
+        tokens = sum(row.tokens for row in rows)
+        if reservation is None:
+            with self.reserve(tokens, caller) as reservation:
+                return self.submit(rows, caller, reservation)
+        if tokens > reservation.left:
+            raise ValueError(f"{tokens} tokens are submitted and {reservation.left} are left of those reserved")
+        ticket = Ticket(tuple(rows), asyncio.get_running_loop().create_future(), time.perf_counter(), tokens)
+        ticket.outputs = [None] * len(ticket.rows)
+        ticket.pending = len(ticket.rows)
+        share = reservation._share
+        with self._changed:
+            if self._stopping:
+                raise Stopped("The server is shutting down.")
+            reservation.left -= tokens
+            if not share.rows:
+                heappush(self._next, (max(self._now, share.end), next(self._numbers), share))
+            share.rows.extend((ticket, index) for index in range(len(ticket.rows)))
             self._changed.notify()
+        ticket.future.add_done_callback(lambda future: self._abandon(ticket, share) if future.cancelled() else None)
         return ticket
+
+    def give_back(self, reservation: Reservation) -> None:
+        """Ends a reservation."""
+        with self._changed:
+            self._free(reservation._share, reservation.left)
+            reservation.left = 0
 
     async def call(self, function: Callable[[], Any]) -> Any:
         """Runs `function` on the engine thread between two batches, before what waits, and returns its result."""
@@ -124,7 +193,7 @@ class Scheduler:
     def _loop(self) -> None:
         while True:
             with self._changed:
-                while not (self._waiting or self._calls or self._stopping):
+                while not (self._next or self._calls or self._stopping):
                     self._changed.wait()
                 if self._stopping:
                     self._fail_all()
@@ -138,21 +207,48 @@ class Scheduler:
                 self._execute(entries)
 
     def _take(self) -> list[_Entry]:
-        """Rows from the front of the queue up to the token budget, at least one; skips tickets nobody waits for."""
+        """Rows in fair order up to the token budget, at least one; skips tickets nobody waits for."""
         entries: list[_Entry] = []
         budget = self._max_batch_tokens
-        while self._waiting:
-            ticket, index = self._waiting[0]
+        while self._next:
+            start, _, share = self._next[0]
+            ticket, index = share.rows[0]
             tokens = ticket.rows[index].tokens
-            if entries and tokens > budget and not ticket.future.cancelled():
+            gone = ticket.future.cancelled()
+            if entries and tokens > budget and not gone:
                 break
-            self._waiting.popleft()
-            self.queued_tokens -= tokens
-            if ticket.future.cancelled():
-                continue
-            budget -= tokens
-            entries.append((ticket, index))
+            heappop(self._next)
+            share.rows.popleft()
+            if gone:
+                self._free(share, ticket.queued)
+                ticket.queued = 0
+            else:
+                self._free(share, tokens)
+                ticket.queued -= tokens
+                self._now, start = start, start + tokens / share.weight
+                share.end = start
+                budget -= tokens
+                entries.append((ticket, index))
+            if share.rows:
+                heappush(self._next, (start, next(self._numbers), share))
         return entries
+
+    def _abandon(self, ticket: Ticket, share: _Share) -> None:
+        """Gives back what a client that is gone has in the queue; its rows are skipped when their turn comes."""
+        with self._changed:
+            self._free(share, ticket.queued)
+            ticket.queued = 0
+
+    def _free(self, share: _Share, tokens: int) -> None:
+        """Gives tokens of the queue back. Once it is empty, nobody owes anything for what was served."""
+        share.tokens -= tokens
+        self.queued_tokens -= tokens
+        if not self.queued_tokens and not self._next:
+            self._shares.clear()
+            self._now = 0.0
+
+    def _retry_after(self, tokens: int) -> int:
+        return max(1, round(tokens / self._tokens_per_second))
 
     def _execute(self, entries: list[_Entry]) -> None:
         began = time.perf_counter()
@@ -186,7 +282,7 @@ class Scheduler:
         stopped = Stopped("The server is shutting down.")
         for _, future in self._calls:
             _settle(future, None, stopped)
-        for ticket in {id(ticket): ticket for ticket, _ in self._waiting}.values():
+        for ticket in {id(ticket): ticket for _, _, share in self._next for ticket, _ in share.rows}.values():
             _settle(ticket.future, None, stopped)
 
 

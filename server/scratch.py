@@ -66,4 +66,3 @@ def _remove_if_free(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     os.close(lock)
     log.info("removed %s, left by a process that was killed", folder)
-

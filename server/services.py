@@ -5,6 +5,7 @@ from pathlib import Path
 
 from adapter_store.methods import Backbone
 from adapter_store.store import Store
+from server.access.control import Control
 from server.following import Following
 from server.inference import Inference
 from server.metrics import Metrics
@@ -30,4 +31,5 @@ class Services:
     publisher: Publisher
     following: Following
     scratch: Path
+    access: Control
     started: float

@@ -4,7 +4,7 @@ Importers read safetensors and JSON only; pickles are opened by `pickles.py`, of
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapter_store.errors import InvalidPackage, UnsupportedMethod
@@ -13,6 +13,7 @@ from adapter_store.importers.adapterhub_fusion import fusion_members, import_fus
 from adapter_store.importers.adapterhub_setup import Step, import_setup, is_setup
 from adapter_store.importers.compacter import import_compacter, is_compacter
 from adapter_store.importers.folder import (
+    EXAMPLES,
     Files,
     Frozen,
     ImportedPackage,
@@ -20,6 +21,7 @@ from adapter_store.importers.folder import (
     check_names,
     folder_files,
     listed,
+    read_examples,
 )
 from adapter_store.importers.peft import import_peft, is_peft
 from adapter_store.manifest import Manifest
@@ -67,12 +69,15 @@ def import_folder(
 ) -> ImportedPackage:
     """The files of one folder, by name, as a package for `backbone` (None: the one that the folder describes).
 
-    Raises InvalidPackage, UnsupportedMethod and WrongBackbone.
+    An examples.json among them becomes the package's golden examples. Raises InvalidPackage, UnsupportedMethod and WrongBackbone.
     """
     check_names(files)
+    examples = read_examples(files)
+    files = {name: path for name, path in files.items() if name != EXAMPLES}
     for importer in IMPORTERS:
         if importer.detect(files):
-            return importer.load(files, Options(backbone, members, frozen))
+            package = importer.load(files, Options(backbone, members, frozen))
+            return replace(package, manifest=package.manifest.model_copy(update={"examples": examples}))
     raise InvalidPackage(
         f"The folder is not one that can be imported: found {listed(files) or 'nothing'}; expected adapter_config.json and "
         "adapter.safetensors, or head_config.json and model_head.safetensors, or both pairs (AdapterHub), or adapter_config.json and "
@@ -114,7 +119,11 @@ def setup_steps(files: Files, backbone: Backbone | None, name: str) -> tuple[Ste
     Each step's `build` takes the pins ("name@sha256:...") of the names before it. Raises as `import_folder` does, and InvalidName.
     """
     check_names(files)
-    return import_setup(files, backbone, name) if is_setup(files) else None
+    if not is_setup(files):
+        return None
+    if EXAMPLES in files:
+        raise UnsupportedMethod(f"{EXAMPLES} of a setup is not read: golden examples belong to one package.")
+    return import_setup(files, backbone, name)
 
 
 def _refuse_setup(files: Files, options: Options) -> ImportedPackage:

@@ -19,6 +19,7 @@ from adapter_store.methods.base import check_layers
 from adapter_store.names import shown
 from adapter_store.package import sentence
 
+MAX_UNION = 32
 REFUSED = {"reft": "ReFT", "mtl_lora": "MTL-LoRA"}
 
 # Keys of bottlenecks that change training only, or that old versions wrote.
@@ -39,7 +40,7 @@ class _Read(BaseModel):
     """A config whose further keys do not matter; null stands for "nothing is left out"."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-    leave_out: tuple[int, ...] = ()
+    leave_out: tuple[int, ...] = Field(default=(), fail_fast=True)
 
     @field_validator("leave_out", mode="before")
     @classmethod
@@ -58,7 +59,7 @@ class LinearsConfig(_Read):
     selfattn_lora: bool = True
     intermediate_lora: bool = False
     output_lora: bool = False
-    attn_matrices: tuple[str, ...] = ("q", "v")
+    attn_matrices: tuple[str, ...] = Field(default=("q", "v"), fail_fast=True)
     r: int = Field(default=8, ge=1)
     alpha: float = 8
     composition_mode: Literal["add", "scale"] = "add"
@@ -236,8 +237,8 @@ def _prompt(config: Fields, whole: Whole) -> list[Part]:
 
 def _union(config: Fields, whole: Whole) -> list[Part]:
     configs = config.get("configs")
-    if not isinstance(configs, list) or not configs:
-        raise InvalidPackage("adapter_config.json is not valid: a union has a list of 'configs'.")
+    if not isinstance(configs, list) or not 1 <= len(configs) <= MAX_UNION:
+        raise InvalidPackage(f"adapter_config.json is not valid: a union has a list of 1 to {MAX_UNION} 'configs'.")
     parts: list[Part] = []
     for inner in configs:
         fields = _fields(inner)

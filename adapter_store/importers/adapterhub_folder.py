@@ -21,6 +21,8 @@ from adapter_store.package import sentence
 
 Config = Mapping[str, Any]
 
+MAX_ADAPTER_NAME = 512  # as long as a tensor's, which holds it
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -101,8 +103,8 @@ def text(config: Config, key: str) -> str:
 def adapter_name(config: Config, file: str) -> str:
     """The name that the library's keys hold."""
     name = config.get("name")
-    if not isinstance(name, str) or not name:
-        raise InvalidPackage(f"{file} does not give the adapter's name.")
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_ADAPTER_NAME:
+        raise InvalidPackage(f"{file} does not give the adapter's name, a text of 1 to {MAX_ADAPTER_NAME} characters.")
     return name
 
 

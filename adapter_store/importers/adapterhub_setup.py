@@ -265,16 +265,16 @@ class _Setup:
         return next((name for child in reversed(node.children) if (name := self._default_head(child)) is not None), None)
 
 
-def _head_names(value: Any) -> Iterator[str]:
+def _head_names(value: Any, depth: int = 1) -> Iterator[str]:
     """The names in a head_setup: one, a list of them, or a block."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, list):
+    elif isinstance(value, list) and depth <= MAX_DEPTH:
         for item in value:
-            yield from _head_names(item)
-    elif isinstance(value, dict) and isinstance(value.get("children"), list):
+            yield from _head_names(item, depth + 1)
+    elif isinstance(value, dict) and isinstance(value.get("children"), list) and depth <= MAX_DEPTH:
         for child in value["children"]:
-            yield from _head_names(child)
+            yield from _head_names(child, depth + 1)
     else:
         raise InvalidPackage(f"{SETUP} is not valid: head_setup names a head, a list of heads or a block of heads.")
 

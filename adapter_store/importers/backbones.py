@@ -26,12 +26,16 @@ Linears = dict[str, tuple[int, int]]
 HIDDEN_SIZE = ("hidden_size", "dim", "d_model", "n_embd")
 NUM_LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 
+# What is read of a config besides whole numbers.
+_WORDS = frozenset({"model_type", "feed_forward_proj"})
+
 # Families whose embeddings may have another size than the hidden state.
 EMBEDDING_TOLD = frozenset({"albert", "electra"})
 
 
 def backbone_of(config: Config, name: str = "") -> Backbone:
     """A model's config.json as a Backbone, with its linears as far as they are told; raises InvalidPackage."""
+    config = {key: value for key, value in config.items() if type(value) is int or (key in _WORDS and isinstance(value, str))}
     try:
         model_type = config["model_type"]
         hidden = _first(config, HIDDEN_SIZE)

@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from adapter_store.errors import InvalidPackage
+from adapter_store.golden import Example
 from adapter_store.manifest import MAX_CARD, Manifest
 from adapter_store.methods import Backbone
 from adapter_store.names import shown
-from adapter_store.package import MAX_SIZE
+from adapter_store.package import MAX_SIZE, sentence
 from adapter_store.tensorfile import TensorData, parse_json, read_header
 
 Files = Mapping[str, Path]
@@ -24,9 +27,14 @@ Frozen = Callable[[str], TensorData | None]
 
 MAX_FILES = 1024
 MAX_JSON = 16 << 20
+MAX_JSON_VALUES = 1 << 18
 MAX_CHECKPOINT = 64 << 30  # bytes of a whole model; it is mapped, and little of it is read
 CARD = "README.md"
+EXAMPLES = "examples.json"
 SETUP = "adapter_setup.json"
+
+
+_EXAMPLES: TypeAdapter[tuple[Example, ...]] = TypeAdapter(tuple[Example, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +110,23 @@ def read_object(files: Files, name: str) -> dict[str, Any]:
     size = path.stat().st_size
     if size > MAX_JSON:
         raise InvalidPackage(f"{name} has {size} bytes; at most {MAX_JSON} are allowed.")
-    value = parse_json(path.read_bytes(), name)
+    value = parse_json(path.read_bytes(), name, MAX_JSON_VALUES)
     if not isinstance(value, dict):
         raise InvalidPackage(f"{name} is not a JSON object.")
     return value
+
+
+def read_examples(files: Files) -> tuple[Example, ...]:
+    """The golden examples of examples.json, a list of objects as in a manifest; none where there is no such file."""
+    if EXAMPLES not in files:
+        return ()
+    size = files[EXAMPLES].stat().st_size
+    if size > MAX_JSON:
+        raise InvalidPackage(f"{EXAMPLES} has {size} bytes; at most {MAX_JSON} are allowed.")
+    try:
+        return _EXAMPLES.validate_python(parse_json(files[EXAMPLES].read_bytes(), EXAMPLES))
+    except ValidationError as error:
+        raise InvalidPackage(f"{EXAMPLES} is not a list of golden examples: {sentence(error)}") from None
 
 
 def read_tensors(files: Files, name: str, max_size: int = MAX_SIZE) -> dict[str, TensorData]:
@@ -128,8 +149,9 @@ def read_card(files: Files, warnings: list[str]) -> tuple[str, str]:
     if len(text) > MAX_CARD:
         warnings.append(f"{CARD} is longer than {MAX_CARD} characters and was cut.")
     front_matter = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
-    license_line = front_matter and re.search(r"^license:[ \t]*(\S.*?)[ \t\r]*$", front_matter[1], re.MULTILINE)
-    return text[:MAX_CARD], license_line[1].strip("\"'")[:256] if license_line else ""
+    lines = front_matter[1].split("\n") if front_matter else []
+    license_name = next((named for line in lines if line.startswith("license:") and (named := line.removeprefix("license:").strip())), "")
+    return text[:MAX_CARD], license_name.strip("\"'")[:256]
 
 
 def listed(names: Iterable[str], limit: int = 10) -> str:

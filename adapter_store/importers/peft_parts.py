@@ -203,7 +203,7 @@ def _read_prefix(own: Tensors, context: Read) -> Result:
             f"PREFIX_TUNING on a model of type {shown(context.places.model_type)}, whose layers are shared, is not served."
         )
     length, width = tensor.shape
-    if not length or width % (2 * counts.total):
+    if not length or not width or width % (2 * counts.total):
         raise InvalidPackage(
             f"The tensor '{PROMPT}' has the shape {[length, width]}, which is not a key and a value for {counts.total} layers."
         )
@@ -225,7 +225,7 @@ def _read_decoder_prefix(counts: Counts, tensor: TensorData, context: Read) -> R
     length, width = tensor.shape
     layers, decoder = context.config.get("num_layers", counts.decoder), counts.decoder
     slots = 2 * layers if type(layers) is int else 0
-    if slots < 2 or not length or width % slots:
+    if slots < 2 or not length or not width or width % slots:
         raise InvalidPackage(f"The tensor '{PROMPT}' has the shape {[length, width]}, which is not a key and a value for each layer.")
     width //= slots
     context.dimensions.see("k", outputs=width)

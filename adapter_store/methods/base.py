@@ -2,15 +2,19 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
 from adapter_store.families import ADDRESS, LINEARS
+from adapter_store.names import shown
 
 Shape = tuple[int, ...]
 
 MAX_WIDTH = 1 << 22
+MAX_LAYERS = 1024
 # What a config may divide by is not smaller: below it sizes and scores overflow.
 LEAST_DIVISOR = 0.001
+# What a config may multiply by is not larger in size: the largest number that every dtype of a backbone has.
+MAX_FACTOR = 65504.0
 
 # Names of the `adapters` library and of transformers' ACT2FN -> the name that Turret computes.
 # Names with learned or random parts are left out.
@@ -44,7 +48,7 @@ def activation(name: str) -> str:
     try:
         return ACTIVATIONS[name.lower()]
     except KeyError:
-        raise ValueError(f"unknown activation '{name[:40]}'; known are {', '.join(sorted(ACTIVATIONS))}") from None
+        raise ValueError(f"unknown activation {shown(name, 40)}; known are {', '.join(sorted(ACTIVATIONS))}") from None
 
 
 # A name that is known, as its canonical one.
@@ -68,8 +72,8 @@ class Backbone(Frozen):
 
     model_type: str = Field(min_length=1, max_length=64)
     hidden_size: int = Field(ge=1, le=65536)
-    num_layers: int = Field(ge=1, le=1024)
-    decoder_layers: int = Field(default=0, ge=0, le=1024)
+    num_layers: int = Field(ge=1, le=MAX_LAYERS)
+    decoder_layers: int = Field(default=0, ge=0, le=MAX_LAYERS)
     embedding_size: int | None = Field(default=None, ge=1, le=65536)
     linears: dict[str, tuple[int, int]] = Field(default_factory=dict)
     name: str = Field(default="", max_length=256)
@@ -80,8 +84,14 @@ class Backbone(Frozen):
     def _sound_linears(cls, value: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
         for name, dimensions in value.items():
             if name not in LINEARS or not all(1 <= dimension <= MAX_WIDTH for dimension in dimensions):
-                raise ValueError(f"'{name[:40]}' is not a linear with sound dimensions")
+                raise ValueError(f"{shown(name, 40)} is not a linear with sound dimensions")
         return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Backbone":
+        if self.decoder_layers > self.num_layers:
+            raise ValueError(f"{self.decoder_layers} of {self.num_layers} layers cannot be the decoder's")
+        return self
 
     @property
     def encoder_layers(self) -> int:
@@ -97,7 +107,7 @@ class Backbone(Frozen):
         """(in, out) of the linear at an address; raises ValueError where the dimensions are not known or the layer is not there."""
         name = address.rpartition(".")[2]
         if not ADDRESS.fullmatch(address):
-            raise ValueError(f"'{address[:60]}' is no linear")
+            raise ValueError(f"{shown(address, 60)} is no linear")
         if name not in self.linears:
             raise ValueError(f"the backbone's dimensions of '{name}' are not known")
         if address != name and int(address.split(".")[1]) >= self.num_layers:
@@ -116,10 +126,15 @@ class Backbone(Frozen):
 
 def check_layers(value: tuple[int, ...]) -> tuple[int, ...]:
     """Layer numbers, sorted, each once; raises ValueError."""
-    if any(not 0 <= layer < 1024 for layer in value):
+    if len(value) > MAX_LAYERS:
+        raise ValueError(f"leave_out holds {len(value)} numbers, at most {MAX_LAYERS} are allowed")
+    if any(not 0 <= layer < MAX_LAYERS for layer in value):
         raise ValueError("leave_out must hold layer numbers from 0 on")
     return tuple(sorted(set(value)))
 
 
+# What an output is multiplied by.
+Factor = Annotated[float, Field(ge=-MAX_FACTOR, le=MAX_FACTOR)]
+
 # Layers that a method leaves alone (AdapterDrop, arXiv 2010.11918).
-Layers = Annotated[tuple[int, ...], AfterValidator(check_layers)]
+Layers = Annotated[tuple[int, ...], FailFast(), AfterValidator(check_layers)]

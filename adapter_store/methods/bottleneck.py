@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from adapter_store.families import Site
-from adapter_store.methods.base import LEAST_DIVISOR, Activation, Backbone, Frozen, Layers, Shape
+from adapter_store.methods.base import LEAST_DIVISOR, Activation, Backbone, Factor, Frozen, Layers, Shape
 
 MAX_BOTTLENECK = 4096
 MAX_PHM_DIM = 256
@@ -25,7 +25,7 @@ class Bottleneck(Frozen):
     cross_adapter: bool = False
     reduction_factor: float | dict[str, float] = 16.0
     non_linearity: Activation = "relu"
-    scaling: float | Literal["learned", "channel"] = 1.0
+    scaling: Factor | Literal["learned", "channel"] = 1.0
     is_parallel: bool = False
     use_gating: bool = False
     original_ln_before: bool = True

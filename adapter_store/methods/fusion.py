@@ -6,7 +6,8 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from adapter_store.families import Site
-from adapter_store.methods.base import LEAST_DIVISOR, Activation, Backbone, Frozen, Layers, Shape
+from adapter_store.methods.base import LEAST_DIVISOR, MAX_FACTOR, Activation, Backbone, Frozen, Layers, Shape
+from adapter_store.names import shown
 
 
 class Fusion(Frozen):
@@ -16,7 +17,7 @@ class Fusion(Frozen):
     """
 
     method: Literal["fusion"] = "fusion"
-    sites: tuple[Site, ...] = Field(default=("output",), min_length=1)
+    sites: tuple[Site, ...] = Field(default=("output",), min_length=1, fail_fast=True)
     leave_out: Layers = ()
     query: bool = True
     key: bool = True
@@ -24,7 +25,7 @@ class Fusion(Frozen):
     query_before_ln: bool = False
     value_before_softmax: bool = True
     residual_before: bool = False
-    temperature: float = Field(default=1.0, ge=LEAST_DIVISOR)
+    temperature: float = Field(default=1.0, ge=LEAST_DIVISOR, le=MAX_FACTOR)
 
     @model_validator(mode="after")
     def _distinct(self) -> "Fusion":
@@ -95,14 +96,14 @@ class Norms(Frozen):
     """
 
     method: Literal["norms"] = "norms"
-    modules: tuple[str, ...] = Field(min_length=1, max_length=8192)
+    modules: tuple[str, ...] = Field(min_length=1, max_length=8192, fail_fast=True)
 
     @field_validator("modules")
     @classmethod
     def _sound_modules(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for module in value:
             if not _NORM.fullmatch(module):
-                raise ValueError(f"'{module[:60]}' is no layer norm that can be tuned")
+                raise ValueError(f"{shown(module, 60)} is no layer norm that can be tuned")
         if len(set(value)) != len(value):
             raise ValueError("a layer norm is named twice")
         return value

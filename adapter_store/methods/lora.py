@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from adapter_store.families import ADDRESS
-from adapter_store.methods.base import Backbone, Frozen, Shape
+from adapter_store.methods.base import Backbone, Factor, Frozen, Shape
+from adapter_store.names import shown
 
 MAX_RANK = 4096
 MAX_MODULES = 16384
@@ -22,7 +23,7 @@ def _addresses(value: tuple[str, ...]) -> tuple[str, ...]:
         raise ValueError(f"{len(value)} modules, at most {MAX_MODULES} are allowed")
     for address in value:
         if not ADDRESS.fullmatch(address):
-            raise ValueError(f"'{address[:60]}' is no linear: expected 'layers.0.q', 'pooler' and the like")
+            raise ValueError(f"{shown(address, 60)} is no linear: expected 'layers.0.q', 'pooler' and the like")
     if len(set(value)) != len(value):
         raise ValueError("a module is named twice")
     return value
@@ -36,11 +37,11 @@ class LoRA(Frozen):
     """
 
     method: Literal["lora"] = "lora"
-    modules: tuple[str, ...] = Field(min_length=1)
+    modules: tuple[str, ...] = Field(min_length=1, fail_fast=True)
     rank: int = Field(ge=1, le=MAX_RANK)
-    scaling: float
+    scaling: Factor
     ranks: dict[str, int] = Field(default_factory=dict)
-    scalings: dict[str, float] = Field(default_factory=dict)
+    scalings: dict[str, Factor] = Field(default_factory=dict)
     use_gating: bool = False
 
     @field_validator("modules")
@@ -50,9 +51,10 @@ class LoRA(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> "LoRA":
+        modules = set(self.modules)
         for address in (*self.ranks, *self.scalings):
-            if address not in self.modules:
-                raise ValueError(f"'{address[:60]}' has a rank or a scaling of its own, but is none of the modules")
+            if address not in modules:
+                raise ValueError(f"{shown(address, 60)} has a rank or a scaling of its own, but is none of the modules")
         if any(not 1 <= rank <= MAX_RANK for rank in self.ranks.values()):
             raise ValueError(f"ranks must lie between 1 and {MAX_RANK}")
         return self
@@ -90,9 +92,9 @@ class IA3(Frozen):
     """
 
     method: Literal["ia3"] = "ia3"
-    outputs: tuple[str, ...] = ()
-    inputs: tuple[str, ...] = ()
-    scaling: float = 1.0
+    outputs: tuple[str, ...] = Field(default=(), fail_fast=True)
+    inputs: tuple[str, ...] = Field(default=(), fail_fast=True)
+    scaling: Factor = 1.0
     use_gating: bool = False
 
     @field_validator("outputs", "inputs")

@@ -21,7 +21,7 @@ class Prefix(Frozen):
 
     method: Literal["prefix"] = "prefix"
     prefix_length: int = Field(ge=1, le=MAX_PREFIX)
-    groups: tuple[Group, ...] = ("self",)
+    groups: tuple[Group, ...] = Field(default=("self",), fail_fast=True)
     flat: bool = True
     bottleneck_size: int = Field(default=512, ge=1, le=65536)
     non_linearity: Activation = "tanh"

@@ -80,18 +80,20 @@ async def load(request: Request, name: str, body: LoadRequest) -> Response:
     """Makes a version, with all that it is composed of, resident before its first request; `pin` keeps it from being evicted."""
     app = services(request)
     record = app.store.resolve(parse_reference(f"{name}@{body.version}"))
-    await app.residency.load(_digests(app, record), pin=body.pin)
+    await app.residency.load(_digests(record), pin=body.pin)
     note(request, version=record.version, digest=record.digest, pin=body.pin)
     return json_response(_residence(app, record))
 
 
 @router.post("/{name:path}/unload", summary="Let an adapter go from the device")
 async def unload(request: Request, name: str) -> Response:
-    """Takes the pins off all versions of the name, and off the device those that no request uses. The next request loads them again."""
+    """Takes the pins off all versions of the name, and off the device those that no request uses. The next request loads them again.
+    What they are composed of stays: it may be in use by others.
+    """
     app = services(request)
     entry = app.store.show(name)
     for record in entry.versions.values():
-        await app.residency.unload(_digests(app, record))
+        app.residency.unload([record.digest])
     return json_response(_residence(app, entry.latest))
 
 
@@ -184,7 +186,7 @@ def _moved(request: Request, name: str, alias: str) -> Response:
     return json_response({"name": name, "aliases": aliases})
 
 
-def _digests(app: Services, record: VersionRecord) -> tuple[str, ...]:
+def _digests(record: VersionRecord) -> tuple[str, ...]:
     """A version's own digest and those of everything that it is composed of."""
     members = (pin.rpartition("@")[2] for pin in record.summary.members)
     return tuple(dict.fromkeys((*members, record.digest)))

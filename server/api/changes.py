@@ -7,10 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from adapter_store.catalog import Commit, Entry, Pointer
-from adapter_store.errors import NotFound
-from adapter_store.names import LATEST, Reference, check_name, parse_reference, shown
+from adapter_store.catalog import Entry, Pointer
+from adapter_store.changes import Collect, Commit
+from adapter_store.names import LATEST, Reference, check_name, parse_reference
 from adapter_store.wishes import AliasWish, DeleteWish, PublishWish, RollbackWish, UnaliasWish, Wish
+from server.access.visibility import check_name as check_seen
 from server.api.wire import json_response, note, services, terms
 from server.core import Caller
 from server.services import Services
@@ -115,10 +116,12 @@ async def change(request: Request, body: ChangesRequest) -> Response:
     """All changes in one commit: every request sees the catalogue before them or after them, nothing between."""
     app, caller = services(request), terms(request).caller
     wishes = [_pinned(app, one.wish(), caller) for one in body.changes]
-    catalog = await run_in_threadpool(app.store.change, wishes, by(request))
-    note(request, commit=catalog.n, changes=body.model_dump(mode="json", exclude_none=True)["changes"])
+    changed = await run_in_threadpool(app.store.change, wishes, by(request))
+    note(request, changes=body.model_dump(mode="json", exclude_none=True)["changes"])
     await app.following.settle()
-    return json_response({"commit": catalog.n})
+    if changed.commit is None:  # everything was so already
+        return json_response({"commit": changed.catalog.n, "time": None, "by": None, "changes": []})
+    return json_response(commit_shown(changed.commit, caller.sees))
 
 
 @router.get("", summary="Who changed what, when")
@@ -132,9 +135,9 @@ async def history(
     sees = terms(request).caller.sees
     if name is not None and not sees(check_name(name)):
         name = ""  # a name that the key may not know of has no history, as an unknown one
-    commits = await run_in_threadpool(services(request).store.history, name, before, limit)
-    shown = [shown for commit in commits if (shown := commit_shown(commit, sees, name))["changes"]]
-    return json_response({"commits": shown, "next_before": commits[-1].n if len(commits) == limit and commits[-1].n > 1 else None})
+    page = await run_in_threadpool(services(request).store.history, name, before, limit)
+    commits = [seen for commit in page.commits if (seen := commit_shown(commit, sees, name))["changes"]]
+    return json_response({"commits": commits, "next_before": page.next_before})
 
 
 def commit_shown(commit: Commit, sees: Any, name: str | None = None) -> dict[str, Any]:
@@ -142,7 +145,7 @@ def commit_shown(commit: Commit, sees: Any, name: str | None = None) -> dict[str
     changes = [
         change.model_dump(mode="json", exclude={"summary"}, exclude_none=True)
         for change in commit.changes
-        if change.type != "collect" and sees(change.name) and name in (None, change.name)
+        if not isinstance(change, Collect) and sees(change.name) and name in (None, change.name)
     ]
     return {"commit": commit.n, "time": commit.time, "by": commit.by, "changes": changes}
 
@@ -165,10 +168,9 @@ def _pinned(app: Services, wish: Wish, caller: Caller) -> Wish:
     """A wish with its source pinned and checked. Raises NotFound where it names what the caller may not know of."""
     names = [wish.name, wish.source.name] if isinstance(wish, PublishWish) else [wish.name]
     for name in names:
-        if not caller.sees(name):
-            raise NotFound(f"There is no adapter {shown(name)} in the store.")
+        check_seen(caller, name)
     if not isinstance(wish, PublishWish):
         return wish
     record = app.store.resolve(wish.source)
-    app.publisher.check_signed(wish.name, record.digest, record.signature)
+    app.access.trust.check(wish.name, record.digest, record.signature)
     return PublishWish(wish.name, Reference(record.name, record.digest), wish.alias)

@@ -5,11 +5,11 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from server.tasks.inputs import Inputs, SimilarityInput, is_batch, sources, validated
-from server.api.wire import count_rows, json_response, raise_first_error, services, timing_headers, while_connected
+from server.api.wire import count_rows, json_response, raise_first_error, services, terms, timing_headers, while_connected
 from server.core import Route
 from server.errors import ApiError
 from server.inference import Answer, Ask, AskedOutput, Parameters, Source, Timing
+from server.tasks.inputs import Inputs, SimilarityInput, is_batch, sources, validated
 
 router = APIRouter(tags=["huggingface"])
 
@@ -42,7 +42,7 @@ async def run_model(request: Request, model: str, body: HubRequest) -> Response:
     overrides = {key: value for key, value in (("normalize", body.normalize), ("truncate", body.truncate)) if value is not None}
     parameters = parameters.model_copy(update=overrides)
     model = parameters.adapter_id or model
-    route = services(request).router.route(model)
+    route = await services(request).inference.route(model, terms(request))
     if parameters.explain:
         raise ApiError(400, "no_place", "Answers of this convention have no place for attention: ask through /v1/predict.", "parameters")
     if isinstance(body.inputs, dict) and ("source_sentence" in body.inputs or "sentences" in body.inputs):
@@ -52,7 +52,7 @@ async def run_model(request: Request, model: str, body: HubRequest) -> Response:
         raise ApiError(422, "empty_input", "'inputs' is empty: send at least one text.", "inputs")
     _check_rows(request, len(body.inputs) if batch else 1)
     output: AskedOutput = "decoded" if route.head is not None else "embedding"
-    answers, timing = await _answers(request, [Ask(model, one, parameters, output) for one in sources(body.inputs)])
+    answers, timing = await _answers(request, [Ask(model, one, parameters, output, route=route) for one in sources(body.inputs)])
     values = [answer.value for answer in answers]
     nested = batch or task_of(route) not in ALONE
     return json_response(values if nested else values[0], headers=timing_headers(answers, timing))
@@ -66,7 +66,9 @@ async def _similar(request: Request, model: str, route: Route, inputs: Similarit
         )
     sentences = [inputs.source_sentence, *inputs.sentences]
     _check_rows(request, len(sentences))
-    answers, timing = await _answers(request, [Ask(model, Source(sentence), parameters, "embedding") for sentence in sentences])
+    answers, timing = await _answers(
+        request, [Ask(model, Source(sentence), parameters, "embedding", route=route) for sentence in sentences]
+    )
     vectors = np.stack([answer.value for answer in answers])
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return json_response(np.clip(vectors[1:] @ vectors[0], -1, 1).astype(float).tolist(), headers=timing_headers(answers, timing))
@@ -75,7 +77,7 @@ async def _similar(request: Request, model: str, route: Route, inputs: Similarit
 async def _answers(request: Request, asks: list[Ask]) -> tuple[list[Answer], Timing]:
     """The answers of all asks, or the first one's error."""
     app = services(request)
-    answers, timing = await while_connected(request, app.inference.answer(asks))
+    answers, timing = await while_connected(request, app.inference.answer(asks, terms(request)))
     count_rows(app, answers)
     raise_first_error(answers)
     return answers, timing
@@ -90,14 +92,14 @@ def _check_rows(request: Request, rows: int) -> None:
 @router.get("/models/{model:path}/health", summary="Whether a model can be called")
 async def model_health(request: Request, model: str) -> Response:
     """200 if the model exists."""
-    services(request).router.route(model)
+    await services(request).inference.route(model, terms(request))
     return json_response({"status": "ok"})
 
 
 @router.get("/models/{model:path}", summary="What a model is")
 async def model_info(request: Request, model: str) -> Response:
     """Its resolved version, digest, task and labels."""
-    route = services(request).router.route(model)
+    route = await services(request).inference.route(model, terms(request))
     labels = [] if route.head is None else list(route.head.labels)
     return json_response({"model_id": route.model, "digest": route.digest, "pipeline_tag": task_of(route), "labels": labels})
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from adapter_store.catalog import VersionRecord
 from adapter_store.names import Reference
-from server.api.wire import count_rows, json_response, raise_first_error, services, timing_headers, while_connected
+from server.api.wire import count_rows, json_response, raise_first_error, services, terms, timing_headers, while_connected
 from server.core import Array, Pooling
 from server.errors import ApiError
 from server.inference import Ask, Parameters, Source
@@ -49,10 +49,10 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
             422, "too_many_rows", f"The request has {len(sources)} inputs and the limit is {app.settings.max_rows}: send fewer at a time."
         )
     parameters = Parameters(pooling=body.pooling, normalize=body.normalize, truncate=body.truncate)
-    route = app.router.route(body.model)
-    answers, timing = await while_connected(
-        request, app.inference.answer([Ask(body.model, source, parameters, "embedding") for source in sources])
-    )
+    served = terms(request)
+    route = await app.inference.route(body.model, served)
+    asks = [Ask(body.model, source, parameters, "embedding", route=route) for source in sources]
+    answers, timing = await while_connected(request, app.inference.answer(asks, served))
     count_rows(app, answers)
     raise_first_error(answers)
     tokens = sum(answer.tokens for answer in answers)
@@ -91,8 +91,10 @@ def _shown(vector: Array, encoding: str) -> Any:
 @router.get("/v1/models", summary="List what can be called")
 async def models(request: Request) -> Response:
     """The backbone as `base`, then every adapter with the backbone as its parent."""
-    app = services(request)
-    return json_response({"object": "list", "data": [_base(app), *(_model(entry.latest) for entry in app.store.entries())]})
+    app, sees = services(request), terms(request).caller.sees
+    return json_response(
+        {"object": "list", "data": [_base(app), *(_model(entry.latest) for entry in app.store.entries() if sees(entry.name))]}
+    )
 
 
 @router.get("/v1/models/{model:path}", summary="Show what can be called")
@@ -101,7 +103,7 @@ async def model(request: Request, model: str) -> Response:
     app = services(request)
     if model == "base":
         return json_response(_base(app))
-    route = app.router.route(model)
+    route = await app.inference.route(model, terms(request))
     if route.digest is None:
         return json_response({"id": route.model, "object": "model", "created": int(app.started), "owned_by": "turret", "parent": "base"})
     name, _, version = route.model.partition("#")[0].partition("@")

@@ -37,4 +37,11 @@ async def metrics(request: Request) -> Response:
     app.metrics.queued_tokens.set(app.scheduler.queued_tokens)
     app.metrics.resident_packages.set(len(app.residency))
     app.metrics.resident_bytes.set(app.residency.bytes)
+    app.metrics.audit_lost.set(app.access.audit.lost)
+    for setting, broken in app.access.broken().items():
+        app.metrics.broken_files.labels(setting).set(broken)
+    for name, tier in app.residency.occupied().items():
+        app.metrics.tier_bytes.labels(name).set(tier.bytes)
+        app.metrics.tier_packages.labels(name).set(tier.packages)
+        app.metrics.tier_waiting.labels(name).set(tier.waiting)
     return Response(generate_latest(app.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -8,11 +8,12 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
-from server.tasks.inputs import Input, Inputs, is_batch, source, sources
-from server.api.wire import count_rows, json_response, services, timing_headers, while_connected
+from server.api.wire import count_rows, json_response, services, terms, timing_headers, while_connected
 from server.errors import ApiError, as_api_error, detail
 from server.inference import Answer, Ask, AskedOutput, Parameters, Timing
+from server.router import ManifestNotRead
 from server.tasks.decode import raw
+from server.tasks.inputs import Input, Inputs, is_batch, source, sources
 
 router = APIRouter(tags=["predict"])
 
@@ -87,6 +88,8 @@ def _spread(channels: Channels, model: str) -> list[tuple[str, ApiError | None]]
     """The models that a model string stands for; one that cannot be resolved stands for itself, and its row tells what is wrong."""
     try:
         return [(channel, None) for channel in channels(model)]
+    except ManifestNotRead:
+        raise
     except Exception as error:
         return [(model, as_api_error(error))]
 
@@ -100,8 +103,9 @@ def _check_rows(rows: int, limit: int) -> None:
 async def predict(request: Request, body: PredictRequest) -> Response:
     """Answers `{"results": [...], "timing": {...}}`, one result per row in order. The error of one row is in its result."""
     app = services(request)
-    asks = body.asks(app.router.channels, app.settings.max_rows)
-    answers, timing = await while_connected(request, app.inference.answer(asks))
+    served = terms(request)
+    asks = await app.inference.reading(lambda: body.asks(lambda model: app.router.channels(model, served), app.settings.max_rows))
+    answers, timing = await while_connected(request, app.inference.answer(asks, served))
     count_rows(app, answers)
     if body.single and len(answers) == 1 and answers[0].error is not None:
         raise answers[0].error
@@ -120,6 +124,8 @@ def _result(ask: Ask, answer: Answer) -> dict[str, Any]:
         "output": _shown(answer.value) if ask.output in ("logits", "hidden", "encoder_hidden") else answer.value,
         "usage": {"input_tokens": answer.tokens, "truncated": answer.truncated},
     }
+    if route.digest is None and route.digests:
+        result["digests"] = list(route.digests)
     return result if answer.attention is None else result | {"attention": answer.attention}
 
 

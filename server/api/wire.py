@@ -1,6 +1,7 @@
 """What the handlers share: the state of the app, raw orjson answers, and dropping the work of clients that hang up."""
 
 import asyncio
+import re
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -8,12 +9,20 @@ import orjson
 from fastapi import Request
 from starlette.responses import Response
 
+from server.api.access import state_of
+from server.core import LOCAL, Cold, Route, Terms
+from server.errors import ApiError
 from server.inference import Answer, Timing
 from server.services import Services
 
 T = TypeVar("T")
 
 CLIENT_CLOSED_REQUEST = 499
+MAX_HEADER = 2048  # characters of a model's name in a header
+MAX_DIGESTS = 64  # digests of a composition in a header
+
+STICKY = re.compile(r"[\x20-\x7e]{1,256}")
+COLD: dict[str, Cold] = {"wait": "wait", "refuse": "refuse"}
 
 
 class Disconnected(Exception):
@@ -24,6 +33,25 @@ def services(request: Request) -> Services:
     """The app's parts, as `create_app` wired them."""
     wired: Services = request.app.state.services
     return wired
+
+
+def terms(request: Request) -> Terms:
+    """On what terms a request is served: its caller, `x-turret-key` (else the API key's name), `x-turret-cold`. Raises ApiError."""
+    caller = state_of(request.scope).caller
+    if caller is None:
+        raise RuntimeError(f"{request.url.path} is public and has no caller to serve")
+    key = request.headers.get("x-turret-key")
+    if key is not None and not STICKY.fullmatch(key):
+        raise ApiError(400, "invalid_header", "The header x-turret-key takes 1 to 256 printable ASCII characters.", "x-turret-key")
+    cold = COLD.get(request.headers.get("x-turret-cold", services(request).settings.cold))
+    if cold is None:
+        raise ApiError(400, "invalid_header", "The header x-turret-cold takes 'wait' or 'refuse'.", "x-turret-cold")
+    return Terms(caller, key or (None if caller is LOCAL else caller.name), cold)
+
+
+def note(request: Request, **fields: Any) -> None:
+    """Adds to what the audit log says of this request: name, version, digest, alias, ..."""
+    state_of(request.scope).notes.update(fields)
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -62,16 +90,24 @@ def timing_headers(answers: list[Answer], timing: Timing) -> dict[str, str]:
     routes = {answer.route for answer in answers if answer.route is not None}
     if len(routes) == 1:
         (route,) = routes
-        headers["x-turret-model"] = route.model
-        if route.digest is not None:
-            headers["x-turret-digest"] = route.digest
+        headers["x-turret-model"] = route.model[:MAX_HEADER]
+        named = route.digests if route.digest is None else (route.digest,)
+        if named:
+            headers["x-turret-digest"] = ", ".join(named[:MAX_DIGESTS])
     return headers
 
 
 def count_rows(app: Services, answers: list[Answer]) -> None:
     """Counts the rows of a request by model and outcome, whatever the convention."""
     for answer in answers:
-        app.metrics.rows.labels(answer.route.model if answer.route else "unknown", "error" if answer.error else "ok").inc()
+        app.metrics.rows.labels(_counted_as(answer.route), "error" if answer.error else "ok").inc()
+
+
+def _counted_as(route: Route | None) -> str:
+    """A version or `base`; inline compositions, of which clients can make any number, are one."""
+    if route is None:
+        return "unknown"
+    return "composition" if route.digest is None and route.setup is not None else route.model.partition("#")[0]
 
 
 def raise_first_error(answers: list[Answer]) -> None:

@@ -1,12 +1,14 @@
 """Banks: adapters of one shape, side by side on the device, ready for the delta form `s += Up(f(Down(z)))`.
 
-A bank holds, for each site of its shape, `[slots, ...]` tensors; one adapter lives in one slot of all of them. Dense weights lie
-as the products need them (Down [H, d], Up [d, H]); Kronecker layers stay in their factors, a few KB an adapter, and the dense
-form of the slots that a batch needs is made for that batch at each site (`methods/phm.py`). The scaling is folded into Up, which is
-exact algebra. Growing copies the bank into one of twice the slots, so a slot keeps its number.
+An adapter's tensors at all its sites lie one after the other in one piece of memory, its slot, laid out as the products need them
+(Down [H, d], Up [d, H]), the scaling folded into Up, which is exact algebra. Kronecker layers stay in their factors, a few KB an
+adapter; the dense form of the slots that a batch needs is made for that batch at each site (`methods/phm.py`). A slot is allocated
+and freed by itself, so the device holds what is resident and no more, and nothing is ever copied to make room.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ from server.methods.phm import Kronecker, expand
 SiteIndex = str
 Named = dict[str, Tensor]
 
-FIRST_CAPACITY = 8
+ALIGNED = 16  # numbers: every tensor begins at a multiple of them, 64 bytes in float32
 GROUPED = 8  # segments of a bank of factors from which two grouped products are faster than a loop
 
 
@@ -50,60 +52,86 @@ class BankShape:
         shapes = tuple((site, tuple((name, tuple(t.shape)) for name, t in tensors.items())) for site, tensors in laid.items())
         return cls(form, config.non_linearity, shapes)
 
+    @property
+    def numel(self) -> int:
+        """Numbers of one slot."""
+        return sum(aligned(prod(shape)) for _, shapes in self.sites for _, shape in shapes)
+
+    def parts(self) -> Iterator[tuple[SiteIndex, str, int, tuple[int, ...]]]:
+        """Site, name, place in the slot and shape of each tensor."""
+        place = 0
+        for site, shapes in self.sites:
+            for name, shape in shapes:
+                yield site, name, place, shape
+                place += aligned(prod(shape))
+
+    def lay_out(self, config: Bottleneck, weights: dict[SiteIndex, BottleneckWeights], slot: Tensor) -> None:
+        """Writes an adapter of this shape into a slot [numel]."""
+        laid = {site: _laid_out(config, at_site) for site, at_site in weights.items()}
+        for site, name, place, shape in self.parts():
+            slot[place : place + prod(shape)].view(shape).copy_(laid[site][name])
+
+    def views(self, slots: Tensor) -> dict[SiteIndex, Named]:
+        """The tensors at each site of one slot [numel], or of several [n, numel]."""
+        sites: dict[SiteIndex, Named] = {site: {} for site, _ in self.sites}
+        for site, name, place, shape in self.parts():
+            sites[site][name] = slots[..., place : place + prod(shape)].view(*slots.shape[:-1], *shape)
+        return sites
+
+    def weights(self, slot: Tensor) -> dict[SiteIndex, BottleneckWeights]:
+        """The adapter of a slot as plain weights (views), scaling already folded in: use it with scaling 1.0."""
+        sites = self.views(slot).items()
+        return {site: BottleneckWeights(_projection("down", tensors), _projection("up", tensors)) for site, tensors in sites}
+
 
 class Bank:
     """The slots of one shape. Not thread-safe: it belongs to the engine thread."""
 
-    def __init__(self, shape: BankShape, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, shape: BankShape) -> None:
         self.shape = shape
-        self.sites = frozenset(site for site, _ in shape.sites)
         self._activation = ACTIVATIONS[shape.activation]
-        self._device, self._dtype = device, dtype
-        self._tensors: dict[SiteIndex, Named] = {}
-        self._views: dict[SiteIndex, list[tuple[Tensor, ...]]] = {}
+        self._factors = any(name == "down.rule" for name, _ in shape.sites[0][1])
+        self._slots: dict[int, Tensor] = {}
+        self._views: dict[SiteIndex, dict[int, tuple[Tensor, ...]]] = {site: {} for site, _ in shape.sites}
         self._free: list[int] = []
-        self._capacity = 0
-        self._grow(FIRST_CAPACITY)
+        self._taken_slots: tuple[int, ...] = ()
+        self._taken_tensors: dict[SiteIndex, Named] = {}
 
-    @property
-    def capacity(self) -> int:
-        """Number of slots, free or taken."""
-        return self._capacity
+    def __len__(self) -> int:
+        return len(self._slots)
 
     @property
     def slot_bytes(self) -> int:
         """Bytes of one slot on the device."""
-        return self._dtype.itemsize * sum(t[0].numel() for tensors in self._tensors.values() for t in tensors.values())
+        return self.shape.numel * next((slot.element_size() for slot in self._slots.values()), 0)
 
-    def put(self, config: Bottleneck, weights: dict[SiteIndex, BottleneckWeights]) -> int:
-        """Copies an adapter into a free slot and returns the slot."""
-        if not self._free:
-            self._grow(2 * self._capacity)
-        slot = self._free.pop()
-        for site, at_site in weights.items():
-            for name, tensor in _laid_out(config, at_site).items():
-                self._tensors[site][name][slot].copy_(tensor)
+    def put(self, laid_out: Tensor) -> int:
+        """Takes in an adapter that lies in a piece of memory as `BankShape.lay_out` wrote it; returns its slot, which it keeps."""
+        slot = self._free.pop() if self._free else len(self._slots)
+        self._slots[slot] = laid_out
+        if not self._factors:
+            for site, tensors in self.shape.views(laid_out).items():
+                self._views[site][slot] = (tensors["down"], tensors["down.bias"], tensors["up"], tensors["up.bias"])
         return slot
 
     def free(self, slot: int) -> None:
-        """Gives a slot back; its contents stay until it is reused."""
+        """Lets go of a slot's memory; its number is used again."""
+        del self._slots[slot]
+        for views in self._views.values():
+            views.pop(slot, None)
         self._free.append(slot)
+        self.rest()
 
-    def weights(self, slot: int) -> dict[SiteIndex, BottleneckWeights]:
-        """The adapter of a slot as plain weights (views), scaling already folded in: use it with scaling 1.0."""
-        return {site: self.at_site(site, slot) for site in self._tensors}
-
-    def at_site(self, site: SiteIndex, slot: int) -> BottleneckWeights:
-        """The same, at one site."""
-        tensors = {name: tensor[slot] for name, tensor in self._tensors[site].items()}
-        return BottleneckWeights(_projection("down", tensors), _projection("up", tensors))
+    def rest(self) -> None:
+        """Forgets what was gathered for the last batch."""
+        self._taken_slots, self._taken_tensors = (), {}
 
     def add_delta(self, site: SiteIndex, segments: tuple[Segment, ...], z: Tensor, s: Tensor) -> None:
         """s[a:b] += Up(f(Down(z[a:b]))) for each segment, in place; z and s are [T, H]."""
-        if site not in self._views and len(segments) >= GROUPED and z.shape[1] % 4 == 0:
+        if self._factors and len(segments) >= GROUPED and z.shape[1] % 4 == 0:
             self._add_grouped(site, segments, z, s)
             return
-        views, activation = self._views.get(site) or self._expanded(site, segments), self._activation
+        views, activation = self._expanded(site, segments) if self._factors else self._views[site], self._activation
         for segment in segments:
             down, down_bias, up, up_bias = views[segment.slot]
             rows = slice(segment.start, segment.end)
@@ -143,21 +171,11 @@ class Bank:
             s[segment.start : segment.end] += part
 
     def _taken(self, site: SiteIndex, slots: list[int]) -> Named:
-        """The tensors of some slots at a site."""
-        index = torch.tensor(slots, device=self._device)
-        return {name: tensor.index_select(0, index) for name, tensor in self._tensors[site].items()}
-
-    def _grow(self, capacity: int) -> None:
-        old = self._capacity
-        for site, shapes in self.shape.sites:
-            grown = {name: torch.empty((capacity, *shape), device=self._device, dtype=self._dtype) for name, shape in shapes}
-            for name, tensor in self._tensors.get(site, {}).items():
-                grown[name][:old].copy_(tensor)
-            self._tensors[site] = grown
-            if "down" in grown:
-                self._views[site] = list(zip(grown["down"], grown["down.bias"], grown["up"], grown["up.bias"], strict=True))
-        self._free += range(capacity - 1, old - 1, -1)
-        self._capacity = capacity
+        """The tensors of some slots at a site. A batch asks for the same ones at every site: they are gathered once."""
+        wanted = tuple(slots)
+        if wanted != self._taken_slots:
+            self._taken_slots, self._taken_tensors = wanted, self.shape.views(torch.stack([self._slots[slot] for slot in slots]))
+        return self._taken_tensors[site]
 
 
 def _expand(name: str, tensors: Named, below: int = 0) -> Tensor:
@@ -192,6 +210,6 @@ def _projection(name: str, tensors: Named) -> Projection:
     return Kronecker(tensors[f"{name}.rule"], tensors.get(f"{name}.left"), tensors[f"{name}.right"], tensors[f"{name}.bias"])
 
 
-def unscaled(config: Bottleneck) -> Bottleneck:
-    """The config of an adapter that comes out of a bank, whose scaling is in its weights."""
-    return config.model_copy(update={"scaling": 1.0})
+def aligned(count: int) -> int:
+    """Numbers that a tensor takes in a piece of memory that holds several."""
+    return -(-count // ALIGNED) * ALIGNED

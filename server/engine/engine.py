@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence as Rows
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,17 @@ import torch
 from torch import Tensor
 
 from adapter_store.manifest import TOKEN_HEADS, Head, Manifest
-from server.core import Batch, Outputs, Sequence, Setup, pack, setup_digests
+from server.core import Batch, Outputs, Sequence, pack
 from server.engine import heads
 from server.engine.backbone import Backbone
 from server.engine.bank import Bank, BankShape
 from server.engine.heads import HeadWeights
 from server.engine.loader import LoadedPackage, load_package
 from server.engine.plan import Row, own_tokens, plan
-from server.engine.program import BARE, Program, Resident, compile_setup
+from server.engine.program import Program, Resident
+from server.engine.programs import Programs
 from server.engine.running import Running, Span
+from server.engine.staging import Staged, host_bytes, measured, stage
 
 Named = dict[str, Tensor]
 
@@ -29,45 +32,59 @@ class Engine:
     layers by itself; the tests hold the two equal.
     """
 
-    def __init__(self, backbone: Backbone, fast: bool = True) -> None:
+    def __init__(self, backbone: Backbone, fast: bool = True, program_bytes: int = 512 << 20) -> None:
         self.backbone = backbone
         self._fast = fast
         self._banks: dict[BankShape, Bank] = {}
         self._residents: dict[str, Resident] = {}
-        self._programs: dict[Setup, Program] = {}
+        self._programs = Programs(self._residents, fast, program_bytes)
 
-    def read(self, path: Path, manifest: Manifest) -> LoadedPackage:
-        """Reads a validated package's file onto the device. Safe to call from any thread; `load` then takes it in."""
-        return load_package(path, manifest, self.backbone.device, self.backbone.dtype)
+    def measure(self, manifest: Manifest) -> tuple[int, int]:
+        """Bytes of a package on the host and on the device, at most. Safe to call from any thread."""
+        nbytes = measured(manifest, self.backbone.dtype, self._fast)
+        return host_bytes(nbytes, self._pinned), nbytes
 
-    def load(self, digest: str, package: LoadedPackage) -> None:
-        """Gives a package its slots. Loading what is resident does nothing."""
+    def read(self, path: Path, manifest: Manifest) -> Staged:
+        """Reads a validated package's file and stages it on the host. Safe to call from any thread; `load` then takes it in."""
+        return self._staged(load_package(path, manifest))
+
+    def load(self, digest: str, package: Staged | LoadedPackage) -> int:
+        """Puts a package on the device and returns its bytes there. Loading what is resident does nothing.
+
+        On a CPU the device's memory is the host's: what was staged is used as it lies.
+        """
         if digest in self._residents:
-            return
-        package = self._tied(package)
-        shape = BankShape.of(*package.bottleneck) if self._fast and package.bottleneck else None
-        if shape is None or package.bottleneck is None:
-            self._residents[digest] = Resident(package)
-            return
-        bank = self._banks.get(shape)
-        if bank is None:
-            bank = self._banks[shape] = Bank(shape, self.backbone.device, self.backbone.dtype)
-        slot = bank.put(*package.bottleneck)
-        # What the bank holds need not be held twice: the package keeps its config and the addresses.
-        config, at_sites = package.bottleneck
-        slim = LoadedPackage(
-            **{name: getattr(package, name) for name in LoadedPackage.__slots__} | {"bottleneck": (config, bank.weights(slot))}
-        )
-        assert slim.bottleneck is not None
-        assert slim.bottleneck[1].keys() == at_sites.keys()
-        self._residents[digest] = Resident(slim, bank, slot)
+            return self._residents[digest].nbytes
+        staged = package if isinstance(package, Staged) else self._staged(package)
+        staged = staged.on(self.backbone.device)
+        bank, slot = None, 0
+        if staged.shape is not None and staged.slot is not None:
+            bank = self._banks.setdefault(staged.shape, Bank(staged.shape))
+            slot = bank.put(staged.slot)
+        self._residents[digest] = Resident(staged.package, bank, slot, staged.nbytes)
+        return staged.nbytes
 
     def unload(self, digest: str) -> None:
-        """Frees a package's slots. No batch that names it may be waiting."""
+        """Frees a package's memory. No batch that names it may be waiting."""
         resident = self._residents.pop(digest)
+        self._programs.forget(digest)
         if resident.bank is not None:
             resident.bank.free(resident.slot)
-        self._programs = {setup: program for setup, program in self._programs.items() if digest not in set(setup_digests(setup))}
+            if not resident.bank:
+                del self._banks[resident.bank.shape]
+
+    def _staged(self, package: LoadedPackage) -> Staged:
+        package, words = self._tied(package)
+        return stage(package, self.backbone.dtype, self._fast, self._pinned, words)
+
+    @property
+    def _pinned(self) -> bool:
+        return self.backbone.device.type == "cuda"
+
+    @property
+    def program_bytes(self) -> int:
+        """Bytes of compiled programs: folded fusions, beside the packages that they are folded from."""
+        return self._programs.nbytes
 
     @property
     def resident(self) -> frozenset[str]:
@@ -77,7 +94,8 @@ class Engine:
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[Outputs]:
         """The named float32 arrays of each row of the batch, in its order; what they are is the row's `Readout`."""
-        programs = [self._program(row.route.setup) for row in batch.rows]
+        compiled = self._programs.of(row.route.setup for row in batch.rows)
+        programs = [compiled[row.route.setup] for row in batch.rows]
         first = [
             Row(row.input_ids, row.type_ids, program, self._key(place, row))
             for place, (row, program) in enumerate(zip(batch.rows, programs, strict=True))
@@ -91,6 +109,8 @@ class Engine:
             _explain(outputs, batch.rows, running)
         decoded = self._decode(batch.rows, programs, encoded, spans, explained, outputs) if len(self.backbone.streams) > 1 else {}
         self._read_out(batch.rows, programs, first, encoded, spans, hidden, decoded, outputs)
+        for bank in self._banks.values():
+            bank.rest()
         return [{name: tensor.float().cpu().numpy() for name, tensor in outputs[place].items()} for place in range(len(batch.rows))]
 
     def greedy(self, rows: Rows[Sequence], max_new_tokens: int, eos_token_id: int | None = None) -> list[list[int]]:
@@ -114,21 +134,16 @@ class Engine:
         """Equal keys are equal inputs, whose rows may be one sequence for a while."""
         return (row.input_ids.tobytes(), row.type_ids.tobytes()) if self._fast else place
 
-    def _tied(self, package: LoadedPackage) -> LoadedPackage:
-        """A language-model head that is a copy of the word embeddings is not held twice."""
-        if package.head is not None and "head.decoder.weight" in package.head.tensors:
-            decoder, words = package.head.tensors["head.decoder.weight"], self.backbone.words
-            if decoder.shape == words.shape and torch.equal(decoder, words):
-                package.head.tensors["head.decoder.weight"] = words
-        return package
-
-    def _program(self, setup: Setup | None) -> Program:
-        if setup is None:
-            return BARE
-        program = self._programs.get(setup)
-        if program is None:
-            program = self._programs[setup] = compile_setup(setup, self._residents, self._fast)
-        return program
+    def _tied(self, package: LoadedPackage) -> tuple[LoadedPackage, Tensor | None]:
+        """A language-model head that is a copy of the word embeddings is not held twice: the package, and the embeddings if so."""
+        decoder = None if package.head is None else package.head.tensors.get("head.decoder.weight")
+        words = self.backbone.words
+        if package.head is None or decoder is None or decoder.shape != words.shape:
+            return package, None
+        if not torch.equal(decoder.to(words.dtype), words.to(decoder.device)):
+            return package, None
+        head = replace(package.head, tensors=package.head.tensors | {"head.decoder.weight": words})
+        return replace(package, head=head), words
 
     def _decode(
         self, rows: Rows[Sequence], programs: Rows[Program], encoded: Tensor, spans: Rows[Span], explained: bool, outputs: dict[int, Named]

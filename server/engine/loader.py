@@ -1,4 +1,4 @@
-"""From a package's file to tensors on the device, sorted by method and address."""
+"""From a package's file to tensors, sorted by method and address."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -36,10 +36,9 @@ class LoadedPackage:
     head: HeadWeights | None = None
 
 
-def load_package(path: Path, manifest: Manifest, device: torch.device, dtype: torch.dtype) -> LoadedPackage:
-    """Reads a file that the store has validated. Safe to call from any thread."""
-    tensors = {name: tensor.to(device, dtype) for name, tensor in load_file(path).items()}
-    return package_of(manifest, tensors)
+def load_package(path: Path, manifest: Manifest) -> LoadedPackage:
+    """Reads a file that the store has validated, as float32 on the CPU. Safe to call from any thread."""
+    return package_of(manifest, {name: tensor.to(torch.float32) for name, tensor in load_file(path).items()})
 
 
 def package_of(manifest: Manifest, tensors: Named) -> LoadedPackage:

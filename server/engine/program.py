@@ -16,7 +16,7 @@ from server.engine.attention import Prefixes
 from server.engine.bank import Bank
 from server.engine.loader import LoadedPackage
 from server.methods import composition, lora
-from server.methods.bottleneck import BottleneckWeights, DeltaInput, delta_input
+from server.methods.bottleneck import DeltaInput, delta_input
 from server.methods.fusion import Folded, fold, foldable
 from server.methods.invertible import InvertibleWeights
 
@@ -27,17 +27,12 @@ class CompositionError(ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resident:
-    """A package on the device. `slot` is its bottleneck's place in a bank, where that has a delta form."""
+    """A package on the device. `slot` is its bottleneck's place in a bank, whose weights hold the scaling, if that has a delta form."""
 
     package: LoadedPackage
     bank: Bank | None = None
     slot: int = 0
-
-    def at_site(self, address: str) -> BottleneckWeights | None:
-        """The weights of the package's bottleneck at one site."""
-        if self.bank is not None:
-            return self.bank.at_site(address, self.slot) if address in self.bank.sites else None
-        return None if self.package.bottleneck is None else self.package.bottleneck[1].get(address)
+    nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +52,9 @@ class FoldedFusion:
     number: int
 
 
+# About what a program and each of its places take in the host's memory, in bytes, so that programs without tensors are bounded too.
+PROGRAM_BYTES, PLACE_BYTES = 2048, 512
+
 AtSite = Slot | FoldedFusion | composition.Node
 
 
@@ -73,19 +71,28 @@ class Program:
     norms: Mapping[str, Tensor] = field(default_factory=dict)
     signature: Mapping[int, Hashable] = field(default_factory=dict)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what the program holds beside its packages: folded fusions, and about what it takes itself."""
+        own = PROGRAM_BYTES + PLACE_BYTES * (len(self.sites) + len(self.linears) + len(self.prefixes) + len(self.norms))
+        return own + sum(at_site.folded.nbytes for at_site in self.sites.values() if isinstance(at_site, FoldedFusion))
+
 
 BARE = Program()
 
 
-def compile_setup(setup: Setup, residents: Mapping[str, Resident], fast: bool) -> Program:
-    """The program of a setup; raises CompositionError where it is not defined for its members."""
+def compile_setup(setup: Setup, residents: Mapping[str, Resident], fast: bool, folded: bool = True) -> Program:
+    """The program of a setup; raises CompositionError where it is not defined for its members.
+
+    fast: single adapters go through their banks. folded: fusions are folded too, which takes memory of its own (`Program.nbytes`).
+    """
     uses = [residents[digest].package for digest in setup_uses(setup)]
     numbers: dict[Setup, int] = {fuse: number for number, fuse in enumerate(setup_fusions(setup))}
     sites: dict[str, AtSite] = {}
     for address in dict.fromkeys(address for package in uses if package.bottleneck for address in package.bottleneck[1]):
         node = _node(setup, address, residents, numbers)
         if node is not None:
-            sites[address] = _fastest(node, address, residents) if fast else node
+            sites[address] = _fastest(node, residents, folded) if fast else node
     linears: dict[str, lora.Node] = {}
     for address in dict.fromkeys(address for package in uses for address in package.linears):
         linear = _linear_node(setup, address, residents)
@@ -134,13 +141,10 @@ def _node(setup: Setup, address: str, residents: Mapping[str, Resident], numbers
     """The setup at one site, without what has no module there."""
     match setup:
         case Use(digest):
-            resident = residents[digest]
-            weights = resident.at_site(address)
-            if weights is None or resident.package.bottleneck is None:
+            bottleneck = residents[digest].package.bottleneck
+            if bottleneck is None or address not in bottleneck[1]:
                 return None
-            config = resident.package.bottleneck[0]
-            unscaled = config.model_copy(update={"scaling": 1.0}) if resident.bank is not None else config
-            return composition.Adapter(digest, unscaled, weights)
+            return composition.Adapter(digest, bottleneck[0], bottleneck[1][address])
         case Stack(children):
             nodes = [node for child in children if (node := _node(child, address, residents, numbers)) is not None]
             return None if not nodes else nodes[0] if len(nodes) == 1 else composition.Stacked(tuple(nodes))
@@ -158,12 +162,12 @@ def _node(setup: Setup, address: str, residents: Mapping[str, Resident], numbers
             return composition.Fused(fused[0], fused[1][address], tuple(nodes), numbers[setup])
 
 
-def _fastest(node: composition.Node, address: str, residents: Mapping[str, Resident]) -> AtSite:
+def _fastest(node: composition.Node, residents: Mapping[str, Resident], folded: bool) -> AtSite:
     """The fast path of a node, where it has one."""
     if isinstance(node, composition.Adapter):
         resident = residents[node.digest]
         return node if resident.bank is None else Slot(resident.bank, resident.slot)
-    if isinstance(node, composition.Fused) and all(isinstance(child, composition.Adapter) for child in node.children):
+    if folded and isinstance(node, composition.Fused) and all(isinstance(child, composition.Adapter) for child in node.children):
         children = [child for child in node.children if isinstance(child, composition.Adapter)]
         form = delta_input(children[-1].config.model_copy(update={"use_gating": False, "ln_after": False, "ln_before": False}))
         if form is not None and foldable(node.config, [child.config for child in children]):

@@ -64,6 +64,12 @@ class Folded:
     widths: tuple[int, ...]
     activations: tuple[str, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the folded tensors."""
+        tensors = (self.inward, self.inward_bias, self.outward, self.constants, self.members)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
     def mix(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """[p_k h_k] [tokens, S] and the attention p [tokens, N] for z [tokens, H]."""
         total, count = sum(self.widths), len(self.widths)

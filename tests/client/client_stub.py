@@ -27,6 +27,21 @@ PACKAGE = b"package " * 40_000
 DIGEST = f"sha256:{hashlib.sha256(PACKAGE).hexdigest()}"
 CREATED = "2026-11-24T10:00:00Z"
 
+# What commits of a history hold, in turn by their numbers.
+HISTORY: list[list[dict[str, Any]]] = [
+    [{"type": "alias", "name": "spam", "alias": "prod", "weights": {"4": 10, "3": 90}}],
+    [
+        {"type": "publish", "name": "spam", "version": 4, "digest": DIGEST, "signature": "acme-release"},
+        {"type": "alias", "name": "spam", "alias": "prod", "version": 4},
+    ],
+    [
+        {"type": "unalias", "name": "spam", "alias": "old"},
+        {"type": "delete", "name": "spam", "version": 2},
+        {"type": "delete", "name": "spam"},
+    ],
+    [{"type": "collect", "digests": ["sha256:" + "2" * 64, "sha256:" + "3" * 64]}, {"type": "freeze", "name": "spam", "until": "June"}],
+]
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -149,7 +164,36 @@ def _routes(stub: Stub) -> FastAPI:
 
     @app.put("/v1/adapters/{name:path}/aliases/{alias}")
     async def alias(name: str, alias: str, request: Request) -> dict[str, Any]:
-        return {"name": name, "aliases": {"latest": 3, alias: (await request.json())["version"]}}
+        body = await request.json()
+        return {"name": name, "aliases": {"latest": 3, alias: body.get("version") or body["weights"]}}
+
+    @app.delete("/v1/adapters/{name:path}/aliases/{alias}")
+    async def unalias(name: str, alias: str) -> dict[str, Any]:
+        return {"name": name, "aliases": {"latest": 3}}
+
+    @app.post("/v1/adapters/{name:path}/aliases/{alias}/rollback")
+    async def rollback(name: str, alias: str) -> dict[str, Any]:
+        return {"name": name, "aliases": {"latest": 3, alias: 1}}
+
+    @app.post("/v1/adapters/{name:path}/load")
+    async def load(name: str, request: Request) -> dict[str, Any]:
+        resident = {"device": True, "host": True, "pinned": (await request.json())["pin"]}
+        return {"name": name, "version": 3, "digest": DIGEST, "resident": resident}
+
+    @app.post("/v1/adapters/{name:path}/unload")
+    async def unload(name: str) -> dict[str, Any]:
+        return {"name": name, "version": 3, "digest": DIGEST, "resident": {"device": False, "host": True, "pinned": False}}
+
+    @app.post("/v1/changes")
+    async def change(request: Request) -> dict[str, Any]:
+        made = [_made(change) for change in (await request.json())["changes"]]
+        return {"commit": 12, "time": CREATED, "by": "acme-ci", "changes": made}
+
+    @app.get("/v1/changes")
+    async def history(before: int = 13, limit: int = 3) -> dict[str, Any]:
+        numbers = range(before - 1, max(0, before - 1 - limit), -1)
+        commits = [{"commit": n, "time": CREATED, "by": "acme-ci", "changes": HISTORY[n % len(HISTORY)]} for n in numbers]
+        return {"commits": commits, "next_before": min(numbers) if min(numbers) > 1 else None}
 
     @app.put("/v1/adapters/{name:path}")
     async def push(name: str, request: Request, alias: str | None = None) -> JSONResponse:
@@ -187,7 +231,7 @@ def _routes(stub: Stub) -> FastAPI:
             "backbone": {"model_type": "bert"},
         }
         versions = [
-            {"version": 3, "digest": DIGEST, "size": len(PACKAGE), "created": CREATED},
+            {"version": 3, "digest": DIGEST, "size": len(PACKAGE), "created": CREATED, "by": "acme-ci", "signature": "acme-release"},
             {"version": 2, "digest": "sha256:" + "2" * 64, "size": 9, "created": CREATED},
         ]
         fields = {"name": name, "aliases": {"latest": 3, "prod": 2}, "versions": versions, "manifest": manifest}
@@ -227,7 +271,15 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     if row.get("output") == "logits":
         output = {"shape": [2], "data": [1.5, -1.5]}
     usage = {"input_tokens": 9, "truncated": False}
-    return {"model": f"{model}@4", "digest": DIGEST, "task": "text-classification", "output": output, "usage": usage}
+    fields = {"model": f"{model}@4", "digest": DIGEST, "task": "text-classification", "output": output, "usage": usage}
+    return fields | ({"digest": None, "digests": [DIGEST, "sha256:" + "2" * 64]} if "(" in model else {})
+
+
+def _made(change: dict[str, Any]) -> dict[str, Any]:
+    """A change that was asked for as its commit has it."""
+    if change["type"] == "publish":
+        return {"type": "publish", "name": change["name"], "version": 5, "digest": DIGEST}
+    return change
 
 
 def _summary(name: str) -> dict[str, Any]:

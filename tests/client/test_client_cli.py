@@ -1,6 +1,5 @@
 """The `turret` command against the stub server: what it prints where, and its exit codes."""
 
-import io
 import json
 import re
 import socket
@@ -11,44 +10,12 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
+from client_driver import Terminal
 from client_stub import DIGEST, PACKAGE, Stub
-from turret_client.cli import app
 from turret_client.errors import UnexpectedResponse
 from turret_client.predicting import Printer, split_models
 from turret_client.render import printable
 from turret_client.results import Predictions
-from typer.testing import CliRunner, Result
-
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.fixture
-def turret(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the command against the stub."""
-    monkeypatch.setenv("TURRET_URL", stub.url)
-
-    def run(*args: object, stdin: str | bytes | None = None, **env: str) -> Result:
-        result = CliRunner(env=env).invoke(app, [str(arg) for arg in args], input=stdin, prog_name="turret")
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        assert "Traceback" not in result.output
-        return result
-
-    return run
-
-
-@pytest.fixture
-def adapter(tmp_path: Path) -> Path:
-    path = tmp_path / "adapter"
-    path.mkdir()
-    for name in ("adapter_config.json", "adapter.safetensors", "optimizer.bin"):
-        (path / name).write_bytes(name.encode())
-    return path
-
 
 # Around the commands.
 
@@ -60,7 +27,10 @@ def test_version(turret: Any) -> None:
 
 def test_every_command_has_the_common_options(turret: Any) -> None:
     commands = re.findall(r"^  ([a-z]+)  ", turret("--help").stdout.partition("Commands:")[2], re.MULTILINE)
-    assert commands == ["push", "pull", "ls", "show", "predict", "alias", "rm", "inspect", "convert"]
+    assert commands == [
+        *("push", "pull", "ls", "show", "predict", "alias", "rollback", "promote", "apply", "history", "rm"),
+        *("load", "unload", "keygen", "inspect", "convert"),
+    ]
     for command in commands:
         text = turret(command, "--help").stdout
         assert all(option in text for option in ("--url", "--api-key", "--json"))
@@ -181,7 +151,7 @@ def test_ls(turret: Any, stub: Stub) -> None:
     result = turret("ls", "--task", "t", "--method", "m", "--namespace", "acme")
     lines = [line.split("\t") for line in result.stdout.splitlines()]
     assert [line[0] for line in lines] == [f"acme/a{i}" for i in range(5)]
-    assert lines[0][1:] == ["3", "t", "bottleneck", "1234567", "300000", 'latest=3 prod={"3": 90, "4": 10}', "2026-11-24 10:00:00+00:00"]
+    assert lines[0][1:] == ["3", "t", "bottleneck", "1234567", "300000", "latest=3 prod=3:90,4:10", "2026-11-24 10:00:00+00:00"]
     assert stub.asked[0].query == "task=t&method=m&namespace=acme"
     document = json.loads(turret("ls", "--json").stdout)
     assert [row["created"] for row in document["adapters"]] == ["2026-11-24T10:00:00Z"] * 5
@@ -202,7 +172,7 @@ def test_show(turret: Any) -> None:
     text = turret("show", "acme/spam").stdout
     assert "aliases\tlatest=3 prod=2\n" in text
     assert 'method bottleneck\tmethod="bottleneck" reduction_factor=16\n' in text
-    assert f"\n3\t{DIGEST}\t{len(PACKAGE)}\t2026-11-24 10:00:00+00:00\n" in text
+    assert f"\n3\t{DIGEST}\t{len(PACKAGE)}\t2026-11-24 10:00:00+00:00\tacme-ci\tacme-release\n" in text
     assert json.loads(turret("show", "acme/spam", "--json").stdout)["counts"] == {"requests": 12}
 
 
@@ -223,7 +193,7 @@ def test_rm(turret: Any, stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("answer", "code", "count"), [("y\n", 0, 1), ("n\n", 1, 0), ("", 1, 0)])
 def test_rm_asks_on_a_terminal(turret: Any, stub: Stub, monkeypatch: pytest.MonkeyPatch, answer: str, code: int, count: int) -> None:
-    monkeypatch.setattr("turret_client.cli.interactive", lambda: True)
+    monkeypatch.setattr("turret_client.commands.packages.interactive", lambda: True)
     result = turret("rm", "spam@2", stdin=answer)
     assert (result.exit_code, len(stub.asked)) == (code, count)
     assert "Delete version 2 of spam?" in result.stderr

@@ -1,16 +1,13 @@
-"""Both clients over a real socket. Each test runs twice: with Turret, and with AsyncTurret driven from an event loop in a thread."""
+"""Both clients over a real socket: inference, packages, errors and second tries. Each test runs twice (see client_driver.py)."""
 
-import functools
-import inspect
 import socket
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
 import pytest
-from anyio.from_thread import start_blocking_portal
+from client_driver import Make, Waited
 from client_stub import DIGEST, PACKAGE, Stub
 from turret_client import (
     AsyncTurret,
@@ -29,71 +26,6 @@ from turret_client import (
     Unauthorized,
     UnexpectedResponse,
 )
-
-Make = Callable[..., Any]
-
-
-class Waited(list[float]):
-    """Waits for nobody, and keeps for how long it should have."""
-
-    def sync(self, seconds: float) -> None:
-        self.append(seconds)
-
-    async def later(self, seconds: float) -> None:
-        self.append(seconds)
-
-
-class Driven:
-    """An AsyncTurret with the face of a Turret."""
-
-    def __init__(self, portal: Any, client: AsyncTurret) -> None:
-        self._portal, self._client = portal, client
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self._client, name)
-
-        async def run(*args: Any, **kwargs: Any) -> Any:
-            result = method(*args, **kwargs)
-            return [item async for item in result] if inspect.isasyncgen(result) else await result
-
-        return lambda *args, **kwargs: self._portal.call(functools.partial(run, *args, **kwargs))
-
-
-@pytest.fixture
-def waited() -> Waited:
-    return Waited()
-
-
-@pytest.fixture(params=["sync", "async"])
-def make(request: pytest.FixtureRequest, stub: Stub, waited: Waited) -> Iterator[Make]:
-    """Makes clients of the stub; they are closed in the end."""
-    if request.param == "sync":
-        clients: list[Turret] = []
-
-        def blocking(url: str = stub.url, **options: Any) -> Turret:
-            clients.append(Turret(url, sleep=waited.sync, **options))
-            return clients[-1]
-
-        yield blocking
-        for client in clients:
-            client.close()
-        return
-    with start_blocking_portal() as portal:
-        driven: list[Driven] = []
-
-        def asynchronous(url: str = stub.url, **options: Any) -> Driven:
-            driven.append(Driven(portal, AsyncTurret(url, sleep=waited.later, **options)))
-            return driven[-1]
-
-        yield asynchronous
-        for asynchronous_client in driven:
-            asynchronous_client.aclose()
-
-
-@pytest.fixture
-def client(make: Make) -> Any:
-    return make()
-
 
 # Each operation.
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from turret_client import errors, protocol
+from turret_client import errors, names, protocol
 from turret_client.answers import Response, failure, package_digest, parse, parse_embeddings
 from turret_client.results import Array, Entity, Label, Predictions
 from turret_client.upload import Body
@@ -115,7 +115,7 @@ def test_paths_of_the_other_operations() -> None:
     ],
 )
 def test_references(reference: str, parts: tuple[str, str | None]) -> None:
-    assert protocol.split_reference(reference) == parts
+    assert names.split_reference(reference) == parts
 
 
 @pytest.mark.parametrize(
@@ -123,13 +123,13 @@ def test_references(reference: str, parts: tuple[str, str | None]) -> None:
 )
 def test_references_that_could_lead_elsewhere(reference: str) -> None:
     with pytest.raises(errors.InvalidArgument):
-        protocol.split_reference(reference)
+        names.split_reference(reference)
 
 
 @given(st.text())
 def test_any_name_is_refused_or_stays_below_the_adapters(name: str) -> None:
     try:
-        path = protocol.adapter_path(name)
+        path = names.adapter_path(name)
     except errors.InvalidArgument:
         return
     assert path == f"/v1/adapters/{name}"

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from pieces import WORDS, tokenizers, word_pieces
 from tokenizers import Tokenizer
 
-from server.tasks.inputs import source, sources
 from server.errors import ApiError
 from server.tasks.encode import Encoded, Encoder, Text
+from server.tasks.inputs import source, sources
 from server.tasks.rows import Source
 
 TOKENIZERS = tokenizers()

@@ -1,6 +1,8 @@
 """A row's answer is its own: alone, in any company, by the fast path and by its slow twin. Banks keep what they hold."""
 
+import gc
 import random
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
@@ -19,7 +21,7 @@ from adapter_store.package import open_package
 from server.core import Average, Fuse, Outputs, Pooling, Readout, Route, Sequence, Setup, Stack, Use, pack
 from server.engine.attention import Packing, Rule, attend_each, attend_packed
 from server.engine.backbone import Backbone, load_backbone
-from server.engine.bank import FIRST_CAPACITY, Bank, BankShape
+from server.engine.bank import Bank, BankShape
 from server.engine.engine import Engine
 from server.methods.bottleneck import BottleneckWeights, Dense
 
@@ -232,37 +234,48 @@ def weights_of(seed: int) -> dict[str, BottleneckWeights]:
     return {f"layers.{layer}.output": at_site() for layer in (1, 3)}
 
 
-def same(bank: Bank, slot: int, weights: Mapping[str, BottleneckWeights]) -> bool:
-    held = bank.weights(slot)
+def same(slot: torch.Tensor, weights: Mapping[str, BottleneckWeights]) -> bool:
+    held = SHAPE.weights(slot)
     pairs = [(getattr(held[site], name), getattr(w, name)) for site, w in weights.items() for name in ("down", "up")]
     return all(torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias) for one, other in pairs)
 
 
-@pytest.fixture
-def bank() -> Bank:
-    config = Bottleneck(reduction_factor=2)
-    shape = BankShape.of(config, weights_of(0))
-    assert shape is not None
-    return Bank(shape, torch.device("cpu"), torch.float32)
+def of(seed: int) -> torch.Tensor:
+    """An adapter laid out as a slot."""
+    slot = torch.empty(SHAPE.numel)
+    SHAPE.lay_out(PLAIN, weights_of(seed), slot)
+    return slot
 
 
-def test_a_bank_grows_and_keeps_its_slots(bank: Bank) -> None:
-    config = Bottleneck(reduction_factor=2)
-    count = 2 * FIRST_CAPACITY + 1
-    slots = [bank.put(config, weights_of(seed)) for seed in range(count)]
-    assert len(set(slots)) == count
-    assert bank.capacity == 4 * FIRST_CAPACITY
-    assert all(same(bank, slot, weights_of(seed)) for seed, slot in enumerate(slots))
+PLAIN = Bottleneck(reduction_factor=2)
+SHAPE = BankShape.of(PLAIN, weights_of(0)) or pytest.fail("a plain bottleneck has a delta form")
 
 
-def test_a_freed_slot_is_used_again(bank: Bank) -> None:
-    config = Bottleneck(reduction_factor=2)
-    slots = [bank.put(config, weights_of(seed)) for seed in range(FIRST_CAPACITY)]
+def test_a_bank_keeps_what_its_slots_hold() -> None:
+    bank = Bank(SHAPE)
+    slots = {seed: bank.put(of(seed)) for seed in range(40)}
+    assert sorted(slots.values()) == list(range(40))
+    assert all(same(bank._slots[slot], weights_of(seed)) for seed, slot in slots.items())
+    assert bank.slot_bytes == 4 * SHAPE.numel
     bank.free(slots[3])
-    assert bank.put(config, weights_of(99)) == slots[3]
-    assert bank.capacity == FIRST_CAPACITY
-    assert same(bank, slots[3], weights_of(99))
-    assert same(bank, slots[4], weights_of(4))
+    bank.free(slots[7])
+    assert len(bank) == 38
+    assert {bank.put(of(99)), bank.put(of(98))} == {slots[3], slots[7]}, "a number that is free is used again"
+    assert same(bank._slots[slots[7]], weights_of(99))
+    assert same(bank._slots[slots[4]], weights_of(4))
+
+
+def test_a_freed_slot_leaves_nothing() -> None:
+    bank = Bank(SHAPE)
+    slots = [bank.put(of(seed)) for seed in range(3)]
+    kept = weakref.ref(bank._slots[slots[1]].untyped_storage())
+    assert kept() is not None
+    bank.free(slots[1])
+    gc.collect()
+    assert kept() is None
+    for slot in (slots[0], slots[2]):
+        bank.free(slot)
+    assert len(bank) == 0
 
 
 def test_unload_and_load_answer_like_a_fresh_engine(backbone: Backbone, tmp_path: Path) -> None:
@@ -286,7 +299,7 @@ def test_unload_and_load_answer_like_a_fresh_engine(backbone: Backbone, tmp_path
         present = sorted(engine.resident)
         if present and step % 4 == 0:
             assert worst([alone[name] for name in present], run(engine, [rows[name] for name in present])) <= TOLERANCE
-    assert len(engine.resident) > FIRST_CAPACITY
+    assert len(engine.resident) > 8
 
 
 def test_loading_twice_does_nothing(backbone: Backbone, tmp_path: Path) -> None:

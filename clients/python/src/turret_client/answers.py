@@ -12,8 +12,9 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from turret_client.catalogue import Published
 from turret_client.errors import TurretError, UnexpectedResponse, error_class
-from turret_client.results import Embeddings, Health, ModelInfo, Published
+from turret_client.results import Embeddings, Health, ModelInfo
 from turret_client.retry import parse_retry_after
 
 ETAG = re.compile(r'(?:W/)?"(sha256:[0-9a-f]{64})"')
@@ -45,7 +46,7 @@ def failure(response: Response, now: datetime | None = None) -> TurretError:
     """The error of an answer that is not 2xx, with the server's sentence where it has one."""
     error = _envelope(response.content)
     message = error.get("message") or _status_sentence(response)
-    return error_class(response.status)(
+    return error_class(response.status, error.get("code"))(
         message[:LONGEST_MESSAGE],
         status=response.status,
         code=error.get("code"),

@@ -3,20 +3,32 @@
 import os
 import random
 import uuid
+from collections.abc import Sequence
+from os import PathLike
+from typing import TypeVar
 from urllib.request import getproxies
 
 import httpx
 
 from turret_client.answers import Response
+from turret_client.catalogue import AdapterDetails
 from turret_client.errors import ConnectionFailed, InvalidArgument, NotFound, TimedOut, TurretError, UnexpectedResponse
 from turret_client.protocol import Request
-from turret_client.results import Adapter, AdapterDetails, AdapterPage
+from turret_client.results import ModelInfo
 from turret_client.retry import RetryPolicy
 from turret_client.upload import Body
 from turret_client.version import USER_AGENT
 
 DEFAULT_URL = "http://127.0.0.1:8080"
+DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # seconds
+LARGEST_PAGE = 100  # commits
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+Timeout = float | httpx.Timeout | None
+File = str | PathLike[str]
+Models = list[ModelInfo]  # a client's method is called `list`
+
+T = TypeVar("T")
 
 
 class Connection:
@@ -54,21 +66,32 @@ class Connection:
 
 
 class Pages:
-    """Walks the pages of a listing by their cursors."""
+    """Walks the pages of a listing by what each says of where the next one starts, up to `limit` entries in all."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None = None) -> None:
+        if limit is not None and limit < 1:
+            raise InvalidArgument(f"{limit} is not a limit: expected a whole number from 1 on.")
         self.cursor: str | None = None
         self.more = True
+        self._left = limit
         self._seen: set[str] = set()
 
-    def turn(self, page: AdapterPage) -> tuple[Adapter, ...]:
-        """The page's adapters; remembers where the next one starts. Raises UnexpectedResponse if the server walks in a circle."""
-        self.cursor = page.next_cursor
-        self.more = bool(page.next_cursor)
-        if page.next_cursor in self._seen:
-            raise UnexpectedResponse("The server's listing repeats itself: it gave the same next_cursor twice.")
-        self._seen.add(page.next_cursor or "")
-        return page.adapters
+    @property
+    def size(self) -> int | None:
+        """How many entries the next page needs at most; None where there is no limit."""
+        return None if self._left is None else min(self._left, LARGEST_PAGE)
+
+    def turn(self, entries: Sequence[T], following: str | int | None) -> Sequence[T]:
+        """The page's entries that are wanted; remembers where the next one starts. Raises UnexpectedResponse for a walk in a circle."""
+        self.cursor = None if following is None else str(following)
+        if self.cursor in self._seen:
+            raise UnexpectedResponse("The server's listing repeats itself: it gave the start of the same page twice.")
+        self._seen.add(self.cursor or "")
+        if self._left is not None:
+            entries = entries[: self._left]
+            self._left -= len(entries)
+        self.more = bool(self.cursor) and self._left != 0
+        return entries
 
 
 def version_of(details: AdapterDetails, digest: str) -> str:
@@ -112,3 +135,8 @@ def content_length(answer: httpx.Response) -> int:
 def response_of(answer: httpx.Response, headers: dict[str, str], content: bytes) -> Response:
     """httpx's answer as the protocol's; one without an x-request-id gets the one that was sent."""
     return Response(answer.status_code, {"x-request-id": headers["x-request-id"]} | dict(answer.headers.items()), content)
+
+
+def query_of(request: Request) -> httpx.QueryParams | None:
+    """The query; a parameter with several values is repeated."""
+    return httpx.QueryParams({key: value if isinstance(value, str) else list(value) for key, value in request.params.items()}) or None

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from turret_client.catalogue import Pulled
 from turret_client.errors import DigestMismatch, InvalidArgument
-from turret_client.results import Pulled
 
 Progress = Callable[[int, int], None]
 

@@ -1,7 +1,8 @@
 """What can go wrong between a client and a server. Each error carries one sentence fit to be shown to a person.
 
-`STATUSES` is the table from an answer's HTTP status to the class that is raised. What happens before or instead of an
-answer (no connection, a broken answer, a path that cannot be pushed) has classes of its own, with `status` None.
+`STATUSES` is the table from an answer's HTTP status to the class that is raised, `CODES` the one from its code where a
+program may want to act on that alone. What happens before or instead of an answer (no connection, a broken answer, a path
+that cannot be pushed) has classes of its own, with `status` None.
 """
 
 
@@ -64,12 +65,32 @@ class Unprocessable(TurretError):
     """422: well formed, but not possible (a package that breaks its shape law, a text beyond the limit)."""
 
 
+class UnsignedPackage(Unprocessable):
+    """422 unsigned_package: the server's policy wants packages of this name signed, and this one is not."""
+
+
+class BadSignature(Unprocessable):
+    """422 bad_signature: the signature is not one of this package by this signer, or the signer is not known or not allowed."""
+
+
 class Overloaded(TurretError):
-    """429: the server's queue is full; `retry_after` says for how many seconds, if it said so."""
+    """429: too much at once, such as a full queue; `retry_after` says for how many seconds to wait, if the server said so."""
+
+
+class QuotaExceeded(Overloaded):
+    """429 quota_exceeded: the API key has used up its requests or tokens of this minute."""
+
+
+class TooManyUploads(Overloaded):
+    """429 too_many_uploads: as many uploads as the server takes are under way."""
 
 
 class Unavailable(TurretError):
     """503: the server is not ready, or is shutting down."""
+
+
+class ModelCold(Unavailable):
+    """503 model_cold: the model is not on the device yet and the request asked not to wait for it (`cold="refuse"`)."""
 
 
 class DeadlineExceeded(TurretError):
@@ -123,8 +144,23 @@ STATUSES: dict[int, type[TurretError]] = {
 }
 
 
-def error_class(status: int) -> type[TurretError]:
-    """The class for an answer of this HTTP status, which is not 2xx."""
+CODES: dict[str, type[TurretError]] = {
+    "bad_signature": BadSignature,
+    "model_cold": ModelCold,
+    "quota_exceeded": QuotaExceeded,
+    "too_many_uploads": TooManyUploads,
+    "unsigned_package": UnsignedPackage,
+}
+
+
+def error_class(status: int, code: str | None = None) -> type[TurretError]:
+    """The class for an answer of this HTTP status, which is not 2xx; that of its code where this refines the status's."""
+    general = _status_class(status)
+    precise = CODES.get(code or "", general)
+    return precise if issubclass(precise, general) else general
+
+
+def _status_class(status: int) -> type[TurretError]:
     if status in STATUSES:
         return STATUSES[status]
     if 400 <= status < 500:

@@ -4,22 +4,20 @@ No IO here and no httpx; `Turret` and `AsyncTurret` carry the same calls over a 
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, Literal, NotRequired, Required, TypedDict, TypeVar
-from urllib.parse import quote
 
 from turret_client.answers import Response, parse, parse_embeddings, parse_models, parse_published, parse_ready
+from turret_client.catalogue import AdapterDetails, AdapterPage, AliasMoved, Commit, CommitPage, Deleted, Published, Resident
+from turret_client.changes import Change, Target, target_fields
 from turret_client.errors import InvalidArgument
-from turret_client.results import AdapterDetails, AdapterPage, AliasMoved, Deleted, Embeddings, Health, ModelInfo, Predictions, Published
+from turret_client.names import ADAPTERS, adapter_path, alias_path, checked_name, checked_reference, checked_selector, version_path
+from turret_client.results import Embeddings, Health, ModelInfo, Predictions
 from turret_client.upload import Body
 
-SEGMENT = r"[a-z0-9][a-z0-9._-]{0,63}"
-NAME = re.compile(rf"{SEGMENT}(?:/{SEGMENT})?")
-SELECTOR = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}|sha256:[0-9a-f]{64}")
-ADAPTERS = "/v1/adapters"
+CHANGES = "/v1/changes"
 
 Text = str | Mapping[str, str] | Sequence[int]
 """One input: a text, a pair {"text", "text_pair"}, or token ids."""
@@ -29,6 +27,8 @@ EmbedInputs = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 """Texts or token ids, one or several."""
 Parameters = Mapping[str, Any]
 OutputKind = Literal["decoded", "logits", "hidden", "embedding"]
+Cold = Literal["wait", "refuse"]
+"""What to do where a model is not on the device yet: wait for it (what a server does unasked), or be refused with ModelCold."""
 
 
 class Row(TypedDict, total=False):
@@ -70,35 +70,50 @@ class Call(Generic[T]):
 
 
 def predict(
-    model: str | Sequence[str], inputs: Inputs, parameters: Parameters | None = None, output: OutputKind = "decoded"
+    model: str | Sequence[str],
+    inputs: Inputs,
+    parameters: Parameters | None = None,
+    output: OutputKind = "decoded",
+    sticky_key: str | None = None,
+    cold: Cold | None = None,
 ) -> Call[Predictions]:
     """One model, or several on the same inputs (fan-out)."""
     names = model if isinstance(model, str) else list(model)
     body = {"model": names, "inputs": inputs, "output": output} | ({"parameters": dict(parameters)} if parameters else {})
-    return Call(_post("/v1/predict", body), partial(parse, Predictions))
+    return Call(_json_request("POST", "/v1/predict", body, _terms(sticky_key, cold)), partial(parse, Predictions))
 
 
-def predict_many(requests: Sequence[Row]) -> Call[Predictions]:
+def predict_many(requests: Sequence[Row], sticky_key: str | None = None, cold: Cold | None = None) -> Call[Predictions]:
     """Rows of different models in one request."""
-    return Call(_post("/v1/predict", {"requests": list(requests)}), partial(parse, Predictions))
+    body = {"requests": list(requests)}
+    return Call(_json_request("POST", "/v1/predict", body, _terms(sticky_key, cold)), partial(parse, Predictions))
 
 
-def embed(inputs: EmbedInputs, model: str, dimensions: int | None = None) -> Call[Embeddings]:
+def embed(
+    inputs: EmbedInputs, model: str, dimensions: int | None = None, sticky_key: str | None = None, cold: Cold | None = None
+) -> Call[Embeddings]:
     """Vectors of texts or token ids; `dimensions` cuts them to their first so many numbers where the model allows it."""
     body: dict[str, Any] = {"model": model, "input": inputs, "encoding_format": "base64"}
     if dimensions is not None:
         body["dimensions"] = dimensions
-    return Call(_post("/v1/embeddings", body), parse_embeddings)
+    return Call(_json_request("POST", "/v1/embeddings", body, _terms(sticky_key, cold)), parse_embeddings)
 
 
 def push(
-    name: str, body: Body, alias: str | None = None, if_none_match: bool = False, members: Mapping[str, str] | None = None
+    name: str,
+    body: Body,
+    alias: str | None = None,
+    if_none_match: bool = False,
+    members: Mapping[str, str] | None = None,
+    signature: str | None = None,
 ) -> Call[Published]:
     """Publishes `body` as the next version of `name`. Repeating it finds the same bytes, unless the name had to be new.
 
     members: which packages the members of a fusion are, by the names that its folder gives them.
+    signature: "SIGNER:BASE64", as `signing.sign_package` makes it.
     """
-    headers = {"content-type": body.content_type} | ({"if-none-match": "*"} if if_none_match else {})
+    optional = {"if-none-match": "*" if if_none_match else None, "x-turret-signature": signature}
+    headers = {"content-type": body.content_type} | _headers(optional)
     params: dict[str, str | Sequence[str]] = {"alias": alias} if alias else {}
     if members:
         params["member"] = [f"{member}={checked_reference(reference)}" for member, reference in members.items()]
@@ -111,8 +126,7 @@ def list_page(
 ) -> Call[AdapterPage]:
     """One page of the listing, from `cursor` on."""
     filters = {"task": task, "method": method, "namespace": namespace, "limit": limit, "cursor": cursor}
-    params = {key: str(value) for key, value in filters.items() if value is not None}
-    return Call(Request("GET", ADAPTERS, params=params), partial(parse, AdapterPage))
+    return Call(Request("GET", ADAPTERS, params=_query(filters)), partial(parse, AdapterPage))
 
 
 def show(name: str) -> Call[AdapterDetails]:
@@ -126,10 +140,42 @@ def delete(name: str, version: int | None = None) -> Call[Deleted]:
     return Call(Request("DELETE", path, idempotent=False), partial(parse, Deleted))
 
 
-def set_alias(name: str, alias: str, version: int) -> Call[AliasMoved]:
-    """Points an alias to a version."""
-    path = f"{adapter_path(name)}/aliases/{quote(checked_selector(alias, name), safe='')}"
-    return Call(_json_request("PUT", path, {"version": version}), partial(parse, AliasMoved))
+def set_alias(name: str, alias: str, target: Target) -> Call[AliasMoved]:
+    """Points an alias to a version, or spreads it over versions by their weights."""
+    return Call(_json_request("PUT", alias_path(name, alias), target_fields(target)), partial(parse, AliasMoved))
+
+
+def drop_alias(name: str, alias: str) -> Call[AliasMoved]:
+    """Removes an alias. Not repeated once it may have been done, as it would then be "not found"."""
+    return Call(Request("DELETE", alias_path(name, alias), idempotent=False), partial(parse, AliasMoved))
+
+
+def rollback(name: str, alias: str) -> Call[AliasMoved]:
+    """Points an alias back to where it was. Never repeated, as that would point it forward again."""
+    return Call(Request("POST", f"{alias_path(name, alias)}/rollback", idempotent=False), partial(parse, AliasMoved))
+
+
+def change(changes: Sequence[Change | Mapping[str, Any]]) -> Call[Commit]:
+    """Several changes as one commit, all or none. Not repeated once they may have been made."""
+    body = {"changes": [each if isinstance(each, Mapping) else each.wire() for each in changes]}
+    return Call(_json_request("POST", CHANGES, body, idempotent=False), partial(parse, Commit))
+
+
+def history_page(name: str | None = None, before: str | None = None, limit: int | None = None) -> Call[CommitPage]:
+    """One page of the commits, newest first, from before number `before` on; only those that concern `name` where it is given."""
+    filters = {"name": None if name is None else checked_name(name), "before": before, "limit": limit}
+    return Call(Request("GET", CHANGES, params=_query(filters)), partial(parse, CommitPage))
+
+
+def load(name: str, selector: str | None = None, pin: bool = False) -> Call[Resident]:
+    """Brings a version to the device; pinned, it stays there whatever else is asked for."""
+    body = {"pin": pin} | ({} if selector is None else {"version": checked_selector(selector, name)})
+    return Call(_json_request("POST", f"{adapter_path(name)}/load", body), partial(parse, Resident))
+
+
+def unload(name: str) -> Call[Resident]:
+    """Frees the device of an adapter, pinned or not; it is loaded again when it is asked for."""
+    return Call(_json_request("POST", f"{adapter_path(name)}/unload", {}), partial(parse, Resident))
 
 
 def package(name: str, version: int | str) -> Request:
@@ -152,61 +198,18 @@ def ready() -> Call[Health]:
     return Call(Request("GET", "/readyz"), parse_ready)
 
 
-# Names and paths.
+# Bodies, queries and headers.
 
 
-def split_reference(reference: str) -> tuple[str, str | None]:
-    """`name@selector` as its two parts, the selector None if absent; raises InvalidArgument unless both are well formed."""
-    name, at, selector = reference.partition("@")
-    checked_name(name)
-    return name, checked_selector(selector, name) if at else None
-
-
-def checked_reference(reference: str) -> str:
-    """`reference` if it is one: a name, maybe with a selector; raises InvalidArgument."""
-    split_reference(reference)
-    return reference
-
-
-def checked_name(name: str) -> str:
-    """`name` if the wire's grammar allows it; raises InvalidArgument."""
-    if not NAME.fullmatch(name):
-        raise InvalidArgument(
-            f"{name[:80]!r} is not an adapter's name: use lower-case letters, digits, '.', '_' and '-', optionally namespace/name."
-        )
-    return name
-
-
-def checked_selector(selector: int | str, name: str) -> str:
-    """A version number, alias or digest as text; raises InvalidArgument if it is none of these."""
-    if not SELECTOR.fullmatch(text := str(selector)):
-        raise InvalidArgument(f"{text[:80]!r} is neither a version number, an alias nor a digest of '{name}'.")
-    return text
-
-
-def adapter_path(name: str) -> str:
-    """The path of an adapter; raises InvalidArgument for a name that could lead elsewhere."""
-    return f"{ADAPTERS}/{checked_name(name)}"
-
-
-def version_path(name: str, version: int | str) -> str:
-    """The path of a version, given as number or alias."""
-    return f"{adapter_path(name)}/versions/{quote(checked_selector(version, name), safe='')}"
-
-
-# Requests with a JSON body.
-
-
-def _post(path: str, body: object) -> Request:
-    return _json_request("POST", path, body)
-
-
-def _json_request(method: str, path: str, body: object) -> Request:
+def _json_request(
+    method: str, path: str, body: object, headers: Mapping[str, str | None] | None = None, *, idempotent: bool = True
+) -> Request:
     try:
         content = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain).encode()
     except (TypeError, ValueError) as error:
         raise InvalidArgument(f"The request cannot be written as JSON: {error}.") from None
-    return Request(method, path, headers={"content-type": "application/json"}, content=content)
+    fields = {"content-type": "application/json"} | _headers(headers or {})
+    return Request(method, path, headers=fields, content=content, idempotent=idempotent)
 
 
 def _plain(value: object) -> object:
@@ -216,3 +219,19 @@ def _plain(value: object) -> object:
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return list(value)
     raise TypeError(f"a value of type {type(value).__name__} is not JSON")
+
+
+def _query(filters: Mapping[str, object]) -> dict[str, str]:
+    return {key: str(value) for key, value in filters.items() if value is not None}
+
+
+def _terms(sticky_key: str | None, cold: Cold | None) -> dict[str, str | None]:
+    return {"x-turret-key": sticky_key, "x-turret-cold": cold}
+
+
+def _headers(fields: Mapping[str, str | None]) -> dict[str, str]:
+    """The headers that are given; raises InvalidArgument for text that a header cannot carry."""
+    for name, value in fields.items():
+        if value is not None and not (value.strip() == value != "" and value.isascii() and value.isprintable()):
+            raise InvalidArgument(f"{value[:80]!r} cannot be sent as {name}: use printable ASCII without spaces around it.")
+    return {name: value for name, value in fields.items() if value is not None}

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Any
 
 from pydantic import BaseModel
 from rich.cells import cell_len
@@ -94,9 +95,35 @@ def moment(when: datetime | None) -> str | None:
     return f"{when.astimezone():%Y-%m-%d %H:%M}" if sys.stdout.isatty() else when.isoformat(" ", "seconds")
 
 
-def pointers(aliases: Mapping[str, object]) -> str:
-    """Aliases and where they point: latest=3 prod=2."""
-    return " ".join(f"{alias}={target if isinstance(target, int) else json.dumps(target)}" for alias, target in sorted(aliases.items()))
+def pointers(aliases: Mapping[str, int | Mapping[int, int]]) -> str:
+    """Aliases and where they point: "latest -> 4; prod -> 3 (90%), 4 (10%)" on a terminal, elsewhere latest=4 prod=3:90,4:10."""
+    joint = "; " if sys.stdout.isatty() else " "
+    return joint.join(pointer(alias, target) for alias, target in sorted(aliases.items()))
+
+
+def pointer(alias: str, target: int | Mapping[int, int]) -> str:
+    """One alias and where it points."""
+    weights = {target: 1} if isinstance(target, int) else dict(sorted(target.items()))
+    total = sum(weights.values())
+    if not sys.stdout.isatty():
+        return f"{alias}=" + ",".join(str(version) if len(weights) == 1 else f"{version}:{weight}" for version, weight in weights.items())
+    shares = (f"{version}" if len(weights) == 1 else f"{version} ({100 * weight / total:.3g}%)" for version, weight in weights.items())
+    return f"{alias} -> " + ", ".join(shares)
+
+
+def facts(values: Mapping[str, object]) -> str:
+    """Names and JSON values in one line, those that say nothing left out."""
+    return " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value not in (None, "", [], {}))
+
+
+def manifest_pairs(manifest: Mapping[str, Any]) -> dict[str, object]:
+    """A manifest's fields, one line each: methods and head by their settings, the backbone by its dimensions."""
+    methods = manifest.get("methods") or {}
+    pairs: dict[str, object] = {"made as": manifest.get("name"), "license": manifest.get("license")}
+    pairs |= {f"method {part}": facts(settings) for part, settings in methods.items()}
+    pairs |= {"composition": manifest.get("composition"), "head": facts(manifest.get("head") or {})}
+    pairs |= {"backbone": facts(manifest.get("backbone") or {}), "source": facts(manifest.get("source") or {})}
+    return pairs | {"card": (manifest.get("card") or "").strip()}
 
 
 def output_rows(prediction: Prediction) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:

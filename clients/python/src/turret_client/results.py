@@ -1,8 +1,9 @@
-"""What the server answers, as typed values. Fields that a newer server adds are kept (`model_extra`), not refused."""
+"""What the server answers, as typed values: inference and health. `catalogue.py` has what it tells of what is published.
+
+Fields that a newer server adds are kept (`model_extra`), not refused.
+"""
 
 from collections.abc import Iterator
-from datetime import datetime
-from pathlib import Path
 from typing import Any, overload
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr
@@ -93,10 +94,15 @@ class RowError(Answer):
 
 
 class Prediction(Answer):
-    """One row's answer: an output, or that row's `error`. `model` names the version that answered (spam@4)."""
+    """One row's answer: an output, or that row's `error`. `model` names the version that answered (spam@4).
+
+    digest   the package that was named; None for a composition written in the request and for the bare backbone
+    digests  of a composition: all packages that took part
+    """
 
     model: str = ""
     digest: str | None = None
+    digests: tuple[str, ...] = ()
     task: str | None = None
     raw: Any = Field(default=None, alias="output")
     usage: Usage | None = None
@@ -148,82 +154,6 @@ class Embeddings(Answer):
     model: str = ""
     vectors: tuple[list[float], ...]
     prompt_tokens: int = 0
-
-
-# Alias -> version; a weighted alias is a mapping instead.
-Aliases = dict[str, int | dict[str, JsonValue]]
-
-
-class Adapter(Answer):
-    """One published adapter, at its newest version. `size` in bytes, `parameters` a count of numbers."""
-
-    name: str
-    version: int
-    digest: str
-    task: str | None = None
-    head: JsonValue = None
-    methods: list[str] = []
-    size: int | None = None
-    parameters: int | None = None
-    created: datetime | None = None
-    aliases: Aliases = {}
-    license: str | None = None
-
-
-class Published(Adapter):
-    """What a push made, or found: `is_new` is False if the store already held exactly these bytes under the name."""
-
-    warnings: list[str] = []
-    is_new: bool = True
-
-
-class AdapterPage(Answer):
-    """One page of the listing."""
-
-    adapters: tuple[Adapter, ...]
-    next_cursor: str | None = None
-
-
-class Version(Answer):
-    """One version of an adapter. `size` in bytes."""
-
-    version: int
-    digest: str
-    size: int | None = None
-    created: datetime | None = None
-
-
-class AdapterDetails(Answer):
-    """All that the server tells of one adapter."""
-
-    name: str
-    aliases: Aliases = {}
-    versions: tuple[Version, ...] = ()
-    manifest: dict[str, JsonValue] = {}
-    resident: dict[str, JsonValue] = {}
-    counts: dict[str, JsonValue] = {}
-
-
-class AliasMoved(Answer):
-    """An adapter's aliases after one was set."""
-
-    name: str
-    aliases: Aliases = {}
-
-
-class Deleted(Answer):
-    """What was deleted."""
-
-    name: str
-    deleted: list[int]
-
-
-class Pulled(Answer):
-    """A package that was downloaded; its bytes were checked against `digest`. `size` in bytes."""
-
-    file: Path
-    digest: str
-    size: int
 
 
 class ModelInfo(Answer):

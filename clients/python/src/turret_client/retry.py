@@ -1,6 +1,7 @@
 """When to try again, and after how long. Pure: no clock, no sleep, no dice of its own, so that it can be tested as arithmetic.
 
-Tried again:  429 and 503 (the server refused, so nothing was done) and connections that were never made: any request.
+Tried again:  429 (queue, quota, uploads) and 503 (not ready, model cold), where the server refused and nothing was done, and
+              connections that were never made: any request.
               Connections that broke afterwards: idempotent requests only, as the first try may have been done.
 Never:        every other status, broken answers, and timeouts (the server is likely still at work; a second try doubles it).
 """

@@ -1,4 +1,4 @@
-"""What all commands of `turret` share: the options --url, --api-key and --json, and how an error ends a command."""
+"""What the commands of `turret` share: the options --url, --api-key and --json, arguments of one meaning, how an error ends a command."""
 
 import errno
 import functools
@@ -17,6 +17,14 @@ from turret_client.render import printable
 Url = Annotated[str | None, typer.Option("--url", metavar="URL", help=f"The server. [default: $TURRET_URL, else {DEFAULT_URL}]")]
 ApiKey = Annotated[str | None, typer.Option("--api-key", metavar="KEY", help="Sent as a bearer token. [default: $TURRET_API_KEY]")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="An adapter: name or namespace/name.")]
+Reference = Annotated[str, typer.Argument(metavar="NAME[@V]", help="An adapter, or one version of it: a number or alias.")]
+Alias = Annotated[str, typer.Argument(metavar="ALIAS", help="The alias, such as prod.")]
+Member = Annotated[
+    list[str] | None,
+    typer.Option("--member", metavar="MEMBER=REFERENCE", help="Of a fusion's folder: which adapter one of its members is; repeatable."),
+]
 
 
 @dataclass(frozen=True, slots=True)
