@@ -1,5 +1,6 @@
-# The server with its default backbone: no network needed at run time. It refuses to start on 0.0.0.0 without TURRET_INSECURE=true,
-# so that a bare `docker run -p` opens nothing by accident; docker-compose.yml sets it and publishes the port on loopback only.
+# The server with its default backbone: no network needed at run time. It refuses to start on 0.0.0.0 without TURRET_API_KEYS or
+# TURRET_INSECURE=true, so that a bare `docker run -p` opens nothing by accident; docker-compose.yml sets the latter and publishes the
+# port on loopback only.
 # PIP_FIND_LINKS: a folder or page of wheels to prefer. Give one with torch's CPU build for a small image; without it pip takes CUDA's.
 
 FROM python:3.11-slim-bookworm AS dependencies

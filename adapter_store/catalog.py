@@ -177,6 +177,8 @@ class Catalog:
 
     def after(self, *commits: Commit) -> "Catalog":
         """The state after more commits; raises Conflict or NotFound where a change is not allowed in its state."""
+        if not commits:
+            return self
         draft = _Draft(self)
         n = self.n
         for commit in commits:

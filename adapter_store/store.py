@@ -70,10 +70,12 @@ class Store:
         self._grace = grace
         self._lock = threading.Lock()
         self._log = Log(blobs, snapshot_every)
-        self._catalog = Catalog()
         self._verified = Verified()
         self._held: Counter[str] = Counter()
         self._cache = DiskCache(cache, cache_bytes, self._fetch) if blobs.root is None else None
+        self._catalog = self._log.newest_snapshot()
+        self.refresh()
+        self._log.snapshot(self._catalog)
 
     @classmethod
     def open(
@@ -93,11 +95,7 @@ class Store:
         limits: what a package may have.
         """
         probe(open_blobs(url, impatient=True))
-        store = cls(open_blobs(url), max_size, cache, cache_bytes, grace, snapshot_every, limits)
-        store._catalog = store._log.newest_snapshot()
-        store.refresh()
-        store._log.snapshot(store._catalog)
-        return store
+        return cls(open_blobs(url), max_size, cache, cache_bytes, grace, snapshot_every, limits)
 
     # Queries
 

@@ -94,7 +94,7 @@ class TomlFile(Generic[M]):
             return self._model.model_validate(tomllib.loads(data.decode()))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(shown(str(part), 40)[1:-1] for part in first["loc"])
+            where = ".".join(shown(str(part), 40)[1:-1] for part in first["loc"] if part != "[key]")
             message = first["msg"].removeprefix("Value error, ")
             raise BrokenFile(self._sentence(f"{where}: {message}" if where else message)) from None
         except UnicodeDecodeError:

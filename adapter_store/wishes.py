@@ -109,13 +109,14 @@ def plan(wishes: Iterable[Wish], catalog: Catalog) -> list[Change]:
 def alias_changes(catalog: Catalog, name: str, alias: str, target: int | Mapping[int, int]) -> list[Change]:
     """What moves an alias to its target: nothing where it points there already."""
     check_alias(alias)
-    weights = pointed({target: 1} if isinstance(target, int) else target)
-    if not 1 <= len(weights) <= MAX_WEIGHTS or not all(1 <= weight <= MAX_WEIGHT for weight in weights.values()):
+    given = {target: 1} if isinstance(target, int) else target
+    if not 1 <= len(given) <= MAX_WEIGHTS or not all(1 <= weight <= MAX_WEIGHT for weight in given.values()):
         raise InvalidName(
             f"The alias '{alias}' of '{name}' needs 1 to {MAX_WEIGHTS} versions, with whole weights from 1 to {MAX_WEIGHT:,}."
         )
-    if min(weights) < 1:
-        raise NotFound(f"The adapter '{name}' has no version {min(weights)}.")
+    if min(given) < 1:
+        raise NotFound(f"The adapter '{name}' has no version {min(given)}.")
+    weights = pointed(given)
     entry = catalog.find(name)
     if entry is not None and alias in entry.aliases and entry.aliases[alias].weights == weights:
         return []

@@ -57,6 +57,7 @@ def serve(settings: Settings) -> int:
 
     from server.app import create_app
     from server.engine.backbone import BackboneError
+    from server.protocol import bounded
 
     transformers_logging.disable_progress_bar()
     try:
@@ -65,7 +66,14 @@ def serve(settings: Settings) -> int:
         print(f"turret-server: {error}", file=sys.stderr)
         return 1
     config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, log_level=settings.log_level, access_log=False, server_header=False
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level=settings.log_level,
+        access_log=False,
+        server_header=False,
+        http=bounded(2 * (settings.max_header_bytes + settings.max_target_bytes), settings.header_timeout),
+        timeout_keep_alive=settings.keep_alive,
     )
     server = _Announcing(config)
     server.run()

@@ -1,9 +1,11 @@
-"""What all tests share: where the golden cases are. Their absence is a failure, never a skip."""
+"""What all tests share: where the golden cases are, and an S3 server. Their absence is a failure, never a skip."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from seaweed import Seaweed, seaweed
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,3 +23,12 @@ def shared() -> Path:
 def golden(shared: Path) -> Path:
     """The folder of cases that the real libraries wrote (shared/reference/adapters.md, section 4)."""
     return shared / "golden"
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """A running S3 server; the environment is set so that `Store.open(object_store.url())` reaches it."""
+    with seaweed(tmp_path_factory.mktemp("seaweed")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server

@@ -17,7 +17,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     "tokenizers": ("server/engine", "server/tasks"),
     "fastapi": ("server/app.py", "server/api"),
     "starlette": ("server/app.py", "server/api"),
-    "uvicorn": ("server/__main__.py",),
+    "uvicorn": ("server/__main__.py", "server/protocol.py"),
     "prometheus_client": ("server/metrics.py", "server/api/operations.py"),
     "obstore": ("adapter_store/blobs.py",),
     "pickle": (),
