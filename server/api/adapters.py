@@ -152,7 +152,7 @@ async def show(request: Request, name: str) -> Response:
     """Manifest of the newest version, all versions, aliases, whether it is on the device, and how many rows it answered."""
     app = services(request)
     entry = app.store.show(name)
-    manifest = await run_in_threadpool(app.router.manifest, entry.latest.digest)
+    manifest = await app.inference.reading(lambda: app.router.manifest(entry.latest.digest))
     return json_response(
         {
             "name": entry.name,
