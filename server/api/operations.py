@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from server.api.wire import json_response, services
 from server.errors import ApiError
@@ -30,7 +30,7 @@ async def readyz(request: Request) -> Response:
     return json_response({"status": "ready", "backbone": app.backbone.name, "adapters": len(app.store.entries())})
 
 
-@router.get("/metrics", summary="Prometheus metrics")
+@router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Text exposition format."""
     app = services(request)
