@@ -109,6 +109,8 @@ class Head(Frozen):
             raise ValueError(f"every label must have 1 to {MAX_LABEL_LENGTH} characters")
         if len(set(value)) != len(value):
             raise ValueError("labels must be different from each other")
+        if any("\ud800" <= character <= "\udfff" for label in value if not label.isascii() for character in label):
+            raise ValueError("a label holds half of a surrogate pair, which is no Unicode")
         return value
 
     @model_validator(mode="after")

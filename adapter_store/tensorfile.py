@@ -20,8 +20,8 @@ from adapter_store.names import one_line, shown
 
 ITEMSIZE = {"F32": 4, "F16": 2, "BF16": 2}
 MAX_HEADER = 16 << 20
-MAX_TENSORS = 65536
-MAX_VALUES = 1 << 20  # of one JSON text: a value of three characters can cost two hundred bytes of memory
+MAX_TENSORS = 32768
+MAX_VALUES = 1 << 19  # of one JSON text: a value of three characters can cost two hundred bytes of memory
 MAX_DIMENSIONS = 8
 MAX_DIMENSION = 1 << 32
 MAX_DIGITS = 40  # of an integer, so that it fits a float

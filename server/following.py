@@ -35,7 +35,7 @@ class Following:
         self._poll, self._collect = poll, collect
         self._catalog = store.catalog
         self._digests = _digests(self._catalog)
-        self._drains: set[asyncio.Task[None]] = set()
+        self._draining: dict[str, asyncio.Task[None]] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="turret-following")
         self._task: asyncio.Task[None] | None = None
         self._failing: set[str] = set()
@@ -54,8 +54,8 @@ class Following:
     async def settle(self) -> None:
         """Waits until what is no longer in the catalogue is used by no request and is off the device, the host and the disk cache."""
         self._compare()
-        if self._drains:
-            await asyncio.wait(set(self._drains))
+        if self._draining:
+            await asyncio.wait(list(self._draining.values()))
 
     async def _run(self) -> None:
         collected = time.monotonic()
@@ -89,10 +89,11 @@ class Following:
             self._forget(reference)
         before, self._catalog = self._digests, catalog
         self._digests = _digests(catalog)
-        for digest in before - self._digests:
+        # What is here counts, not only what was seen in the catalogue: a version may have come and gone between two looks.
+        for digest in (before | self._residency.digests) - self._digests - self._draining.keys():
             drain = asyncio.ensure_future(self._drain(digest))
-            self._drains.add(drain)
-            drain.add_done_callback(self._drains.discard)
+            self._draining[digest] = drain
+            drain.add_done_callback(lambda _, digest=digest: self._draining.pop(digest))
         self._residency.prefetch(self._expected(self._digests - before))
 
     async def _drain(self, digest: str) -> None:

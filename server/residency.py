@@ -129,6 +129,11 @@ class Residency:
         """Bytes of packages on the device."""
         return self._device.bytes
 
+    @property
+    def digests(self) -> frozenset[str]:
+        """Every package that is somewhere here, on its way, or leased."""
+        return frozenset((*self._device, *self._host, *self._leases))
+
     def resident(self, digest: str) -> dict[str, bool]:
         """Where a package is."""
         return {"device": digest in self._device, "host": digest in self._host, "pinned": self._device.pinned(digest)}

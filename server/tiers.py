@@ -8,9 +8,9 @@ holds any. Sets that are here are taken at once; the others wait in order of arr
 
 import asyncio
 from collections import OrderedDict, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, takewhile
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
@@ -38,6 +38,7 @@ class Entry(Generic[V]):
     value: V | None = None
     users: int = 0
     closed: bool = False
+    cooled: bool = False
 
     @property
     def ready(self) -> bool:
@@ -94,6 +95,10 @@ class Tier(Generic[V]):
     def __contains__(self, digest: str) -> bool:
         entry = self._entries.get(digest)
         return entry is not None and entry.ready
+
+    def __iter__(self) -> Iterator[str]:
+        """The digests in the tier or on their way into it."""
+        return iter(self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -184,19 +189,28 @@ class Tier(Generic[V]):
             self._serve()
 
     def cool(self, digest: str) -> None:
-        """Makes a package the first to go."""
-        if digest in self._idle:
+        """Makes a package that nobody uses the first to go, until it is used again."""
+        entry = self._idle.get(digest)
+        if entry is not None:
+            entry.cooled = True
             self._idle.move_to_end(digest, last=False)
 
     def offer(self, digest: str, value: V, size: int) -> None:
-        """Takes in a package that is at hand anyway, if there is room."""
-        if digest in self._entries or self._queue or size > self.budget - self.bytes + self._idle_bytes:
+        """Takes in a package that is at hand anyway, if it needs no more than what is free or cooled."""
+        if digest in self._entries or self._queue:
             return
-        self._make_room(size, ())
-        entry = self._enter(digest, size)
-        entry.value = value
-        entry.loaded.set_result(None)
-        self._place(entry)
+        going, lacking = [], size - (self.budget - self.bytes)
+        for entry in takewhile(lambda entry: entry.cooled and lacking > 0, self._idle.values()):
+            going.append(entry)
+            lacking -= entry.size
+        if lacking > 0:
+            return
+        for entry in going:
+            self._evict(entry)
+        entered = self._enter(digest, size)
+        entered.value = value
+        entered.loaded.set_result(None)
+        self._place(entered)
 
     async def settle(self, digest: str) -> None:
         """Waits for what is on its way."""
@@ -322,6 +336,7 @@ class Tier(Generic[V]):
         held = tuple(self._entries[digest] for digest in digests)
         for entry in held:
             entry.users += 1
+            entry.cooled = False
             self._entries.move_to_end(entry.digest)
             self._place(entry)
         return held

@@ -54,7 +54,7 @@ class Around:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 more = [] if rule is None else self._guard.headers(scope, rule)
-                closing = [(b"connection", b"close")] if body.left > DRAINED else []
+                closing = [(b"connection", b"close")] if body.left > DRAINED or status == 408 else []
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id), *more, *closing]
             await send(message)
 
@@ -161,7 +161,7 @@ def _template(scope: Scope) -> str:
 def _line(scope: Scope, request_id: bytes, status: int) -> dict[str, Any]:
     """What the audit log says of a request."""
     state, client = state_of(scope), scope.get("client")
-    return state.notes | {
+    line = {
         "caller": None if state.caller is None else state.caller.name,
         "client": client[0] if client else None,
         "request_id": request_id.decode("ascii"),
@@ -169,3 +169,4 @@ def _line(scope: Scope, request_id: bytes, status: int) -> dict[str, Any]:
         "path": scope["path"],
         "status": status,
     }
+    return line | {key: value for key, value in state.notes.items() if key not in line}

@@ -7,7 +7,7 @@ from typing import Any
 import obstore
 import pytest
 
-from adapter_store.blobs import Blobs, open_blobs
+from adapter_store.blobs import open_blobs
 from adapter_store.store import Store
 
 KINDS = ("memory", "folder", "s3")

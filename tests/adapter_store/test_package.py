@@ -157,7 +157,18 @@ def test_backbones() -> None:
         ({"model_type": "roberta"}, "model type"),
         ({"hidden_size": 16}, "hidden size"),
         ({"num_layers": 3}, "number of layers"),
+        ({"decoder_layers": 1}, "decoder layers"),
         ({"fingerprint": "sha256:" + "b" * 64}, "fingerprint"),
     ):
         with pytest.raises(WrongBackbone, match=word):
             check_backbone(pinned, BACKBONE.model_copy(update=change))
+
+
+def test_linears_that_the_backbone_has_not() -> None:
+    """A key's width would be read from a linear of another family, and the engine would meet tensors of another size."""
+    fused = BACKBONE.model_copy(update={"linears": {"qkv": (8, 24)}})
+    check_backbone(MANIFEST.model_copy(update={"backbone": fused}), BACKBONE)
+    with pytest.raises(WrongBackbone, match="'qkv'"):
+        check_backbone(MANIFEST.model_copy(update={"backbone": fused}), BACKBONE.model_copy(update={"linears": {"k": (8, 8)}}))
+    with pytest.raises(ValueError, match="decoder"):
+        Backbone(model_type="t5", hidden_size=8, num_layers=2, decoder_layers=3)

@@ -184,7 +184,7 @@ def test_weighted_aliases(store: Store, tmp_path: Path) -> None:
     assert store.resolve(reference).version == 3
     store.set_alias("spam", "canary", {3: 1, 4: 1})
     assert store.resolve(reference).version == 4
-    for target in ({}, {3: 0}, {3: -1, 4: 1}, {version: 1 for version in range(1, 18)}, {3: 10_000_000}):
+    for target in ({}, {3: 0}, {3: -1, 4: 1}, dict.fromkeys(range(1, 18), 1), {3: 10_000_000}):
         with pytest.raises(InvalidName, match="canary"):
             store.set_alias("spam", "canary", target)
     with pytest.raises(NotFound, match="9"):

@@ -25,10 +25,10 @@ from server.api.wire import note, terms
 from server.core import LOCAL, Caller, Terms
 from server.errors import ApiError
 
-PACKAGE = tiny.adapter(tiny.KINDS["pfeiffer"], tiny.classifier("ham", "spam"))
+OLDER, PACKAGE = (tiny.adapter(tiny.KINDS["pfeiffer"], tiny.classifier("ham", "spam"), seed) for seed in (1, 2))
 HIDDEN = "other/secret"
 
-# What a caller that may call a route sends, and what it is answered, after acme/x was published. A new route needs a row.
+# What a caller that may call a route sends, and what it is answered, after `publish`. VERSION is the newest. A new route needs a row.
 CALLS: dict[str, tuple[dict[str, Any], int]] = {
     "GET /healthz": ({}, 200),
     "GET /readyz": ({}, 200),
@@ -71,19 +71,32 @@ def routes(client: TestClient) -> list[str]:
     return sorted(f"{method} {one.path}" for one in contexts for method in one.methods - {"HEAD"})
 
 
-def call(client: TestClient, route: str, headers: dict[str, str], name: str = "acme/x", version: int = 1) -> Any:
-    """Calls a route, its parameters filled."""
+def call(client: TestClient, route: str, headers: dict[str, str], version: int = 1) -> Any:
+    """Calls a route for acme/x, its parameters and body filled."""
     method, path = route.split(" ")
-    body = {key: {"version": version} if key == "json" and "aliases" in path else value for key, value in CALLS[route][0].items()}
-    for parameter, value in (("{name:path}", name), ("{model:path}", name), ("{version}", str(version)), ("{alias}", "prod")):
+    for parameter, value in (("{name:path}", "acme/x"), ("{model:path}", "acme/x"), ("{version}", str(version)), ("{alias}", "prod")):
         path = path.replace(parameter, value)
-    return client.request(method, path, headers=headers, **body)
+    return client.request(method, path, headers=headers, **filled(CALLS[route][0], version))
+
+
+def filled(value: Any, version: int) -> Any:
+    """A body with the version in its place."""
+    if isinstance(value, dict):
+        return {key: filled(one, version) for key, one in value.items()}
+    if isinstance(value, list):
+        return [filled(one, version) for one in value]
+    return version if value == "VERSION" else value
 
 
 def publish(client: TestClient) -> int:
-    """Makes sure that there is acme/x with an alias on another version than the newest; returns the newest."""
-    client.delete("/v1/adapters/acme/x", headers=bearer("root"))
-    return int(client.put("/v1/adapters/acme/x", content=PACKAGE, headers=bearer("root")).json()["version"])
+    """Publishes acme/x anew, with two versions; its alias prod was on the newer and is on the older now. Returns the newer."""
+    path, root = "/v1/adapters/acme/x", bearer("root")
+    client.delete(path, headers=root)
+    older, newer = (
+        int(client.put(path, content=data, params={"alias": "prod"}, headers=root).json()["version"]) for data in (OLDER, PACKAGE)
+    )
+    assert client.put(f"{path}/aliases/prod", json={"version": older}, headers=root).status_code == 200
+    return newer
 
 
 # The matrix

@@ -65,10 +65,10 @@ def test_a_name_with_a_slash(client: TestClient) -> None:
 def test_show_and_counts(client: TestClient) -> None:
     put(client, "counted", SOUND)
     before = client.get("/v1/adapters/counted").json()
-    assert (before["resident"], before["counts"]) == ({"device": False}, {"requests": 0})
+    assert (before["resident"], before["counts"]) == ({"device": False, "host": False, "pinned": False}, {"requests": 0})
     assert client.post("/v1/predict", json={"model": "counted", "inputs": ["t1", "t2"]}).status_code == 200
     after = client.get("/v1/adapters/counted").json()
-    assert (after["resident"], after["counts"]) == ({"device": True}, {"requests": 2})
+    assert (after["resident"], after["counts"]) == ({"device": True, "host": True, "pinned": False}, {"requests": 2})
     assert after["manifest"]["head"]["labels"] == ["a", "b"]
     assert [version["digest"] for version in after["versions"]] == [digest_of(SOUND)]
 
@@ -166,7 +166,7 @@ def test_delete_waits_for_those_who_use_it(client: TestClient) -> None:
         wait_until(lambda: client.app.state.services.scheduler.queued_tokens > 0)
         deleting.start()
         deleting.join(0.2)
-        assert deleting.is_alive()
+        assert deleting.is_alive(), answers
         assert path.exists()
         error(client.post("/v1/predict", json=body), 404, "model_not_found")
     finally:
@@ -174,6 +174,9 @@ def test_delete_waits_for_those_who_use_it(client: TestClient) -> None:
     predicting.join(10)
     deleting.join(10)
     assert (answers["predict"].status_code, answers["delete"].status_code) == (200, 200)
+    assert digest not in client.app.state.services.residency.digests
+    assert path.exists(), "other servers on the store may have admitted requests for it"
+    client.app.state.services.store.collect(grace=0)
     assert not path.exists()
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.core import Array, Batch, Route, Sequence
+from server.core import LOCAL, Array, Batch, Caller, Route, Sequence
 from server.scheduler import QueueFull, Scheduler, Stopped, Ticket
 
 BAD = 13
@@ -43,8 +43,8 @@ class Machine:
 
 
 @contextmanager
-def running(machine: Machine, batch: int = 100, queue: int = 10_000) -> Iterator[Scheduler]:
-    scheduler = Scheduler(machine.run, batch, queue)
+def running(machine: Machine, batch: int = 100, queue: int = 10_000, caller: int | None = None) -> Iterator[Scheduler]:
+    scheduler = Scheduler(machine.run, batch, queue, max_caller_tokens=caller)
     scheduler.start()
     try:
         yield scheduler
@@ -63,9 +63,11 @@ async def occupied(machine: Machine, scheduler: Scheduler) -> Ticket:
     return ticket
 
 
-def drive(body: Callable[[Machine, Scheduler], Awaitable[Any]], batch: int = 100, queue: int = 10_000) -> Machine:
+def drive(
+    body: Callable[[Machine, Scheduler], Awaitable[Any]], batch: int = 100, queue: int = 10_000, caller: int | None = None
+) -> Machine:
     machine = Machine()
-    with running(machine, batch, queue) as scheduler:
+    with running(machine, batch, queue, caller) as scheduler:
         asyncio.run(asyncio.wait_for(body(machine, scheduler), 20))  # type: ignore[arg-type]
     return machine
 
@@ -162,6 +164,129 @@ def test_the_queue_refuses_what_is_over_its_budget() -> None:
         assert (await values(huge))[0][:1] == [4], "an empty queue takes a request of any size"
 
     drive(body, queue=16)
+
+
+def test_a_client_that_leaves_gives_its_part_of_the_queue_back_at_once() -> None:
+    async def body(machine: Machine, scheduler: Scheduler) -> None:
+        await occupied(machine, scheduler)
+        gone = scheduler.submit([row(1), row(*[2] * 14)])
+        gone.future.cancel()
+        await asyncio.sleep(0)
+        assert scheduler.queued_tokens == 0
+        stays = scheduler.submit([row(*[3] * 16)])
+        machine.go.set()
+        await stays.future
+        assert scheduler.queued_tokens == 0
+
+    drive(body, queue=16)
+
+
+def test_a_reservation_counts_until_it_is_given_back() -> None:
+    async def body(machine: Machine, scheduler: Scheduler) -> None:
+        await occupied(machine, scheduler)
+        with pytest.raises(KeyError), scheduler.reserve(10) as reservation:
+            assert scheduler.queued_tokens == 10
+            with pytest.raises(QueueFull):
+                scheduler.submit([row(*[1] * 7)])
+            part = scheduler.submit([row(1, 2, 3)], LOCAL, reservation)
+            assert (scheduler.queued_tokens, reservation.left) == (10, 7)
+            with pytest.raises(ValueError, match="8 tokens"):
+                scheduler.submit([row(*[1] * 8)], LOCAL, reservation)
+            raise KeyError
+        assert scheduler.queued_tokens == 3, "what was submitted stays"
+        machine.go.set()
+        assert await values(part) == [[1, 2, 3]]
+        assert scheduler.queued_tokens == 0
+
+    drive(body, queue=16)
+
+
+def test_one_caller_has_a_part_of_the_queue() -> None:
+    async def body(machine: Machine, scheduler: Scheduler) -> None:
+        await occupied(machine, scheduler)
+        one, other = Caller("one"), Caller("other")
+        scheduler.submit([row(1, 1, 1)], one)
+        with pytest.raises(QueueFull, match="this caller's part"):
+            scheduler.submit([row(1, 1, 1, 1, 1, 1)], one)
+        large = scheduler.submit([row(*[2] * 12)], other)
+        with pytest.raises(QueueFull, match="its queue is full"):
+            scheduler.submit([row(1, 1)], one)
+        machine.go.set()
+        await large.future
+
+    drive(body, queue=16, caller=8)
+
+
+def test_callers_share_by_weight() -> None:
+    """While all have work, tokens go by weight, whatever the rows' lengths and whoever came first."""
+
+    async def body(machine: Machine, scheduler: Scheduler) -> None:
+        await occupied(machine, scheduler)
+        tickets = [
+            scheduler.submit([row(*[number] * length) for _ in range(120 // length)], Caller(f"{number}", weight=weight))
+            for number, length, weight in ((1, 1, 1.0), (2, 3, 2.0), (3, 6, 1.0))
+        ]
+        machine.go.set()
+        await asyncio.gather(*(ticket.future for ticket in tickets))
+
+    served = {1: 0, 2: 0, 3: 0}
+    for batch in drive(body, batch=12).batches[1:]:
+        for ids in batch:
+            served[ids[0]] += len(ids)
+        if served[2] < 120:
+            assert abs(served[1] - served[2] / 2) <= 12
+            assert abs(served[3] - served[2] / 2) <= 12
+    assert set(served.values()) == {120}
+
+
+class Pausing(Machine):
+    """Stops in its tenth batch until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached, self.resume = threading.Event(), threading.Event()
+
+    def run(self, batch: Batch) -> list[Array]:
+        if len(self.batches) == 9:
+            self.reached.set()
+            assert self.resume.wait(10)
+        return super().run(batch)
+
+
+def test_who_comes_back_starts_at_the_present() -> None:
+    """Neither pays for the time in which the other was away."""
+    machine = Pausing()
+
+    async def body(scheduler: Scheduler) -> None:
+        await occupied(machine, scheduler)
+        long = scheduler.submit([row(1)] * 30, Caller("long"))
+        scheduler.submit([row(2)], Caller("short"))
+        machine.go.set()
+        await asyncio.to_thread(machine.reached.wait, 10)
+        back = scheduler.submit([row(3)] * 5, Caller("short"))
+        machine.resume.set()
+        await asyncio.gather(long.future, back.future)
+
+    with running(machine, 1) as scheduler:
+        asyncio.run(asyncio.wait_for(body(scheduler), 20))
+    order = [ids[0] for batch in machine.batches for ids in batch]
+    assert order[:4] in ([0, 1, 2, 1], [0, 2, 1, 1])
+    assert order[10:20].count(3) == 5, "in turn with the other, not first and not last"
+    assert order[10:15].count(3) in (2, 3)
+
+
+def test_calls_of_one_caller_are_in_order_of_arrival_beside_others() -> None:
+    async def body(machine: Machine, scheduler: Scheduler) -> None:
+        await occupied(machine, scheduler)
+        tickets = [scheduler.submit([row(number, number)], Caller("ab"[number % 2])) for number in range(20, 40)]
+        tickets[3].future.cancel()
+        machine.go.set()
+        await asyncio.gather(*(ticket.future for ticket in tickets), return_exceptions=True)
+
+    order = [ids[0] for batch in drive(body, batch=4).batches[1:] for ids in batch]
+    assert [number for number in order if number % 2] == [number for number in range(20, 40) if number % 2 and number != 23]
+    assert [number for number in order if not number % 2] == list(range(20, 40, 2))
+    assert all(abs(order.index(number) - order.index(number + 1)) <= 3 for number in range(24, 40, 2))
 
 
 def test_a_failing_row_fails_alone() -> None:
