@@ -37,6 +37,8 @@ from adapter_store.wishes import AliasWish, DeleteWish, RollbackWish, UnaliasWis
 __all__ = ["Changed", "Published", "Store", "summarise"]
 
 _ATTEMPTS = 1000
+# Seconds after which what is half-written is a dead writer's, however short the store's grace.
+_UNFINISHED = 60
 # Seconds that a writer who lost a race waits at most before the next attempt.
 _PATIENCE = 0.05
 
@@ -230,6 +232,8 @@ class Store:
         collected = [digest for i in range(0, len(digests), BATCH) for digest in self._end(digests[i : i + BATCH])]
         for key in found.ended:
             self.blobs.delete(key)
+        if grace is None:
+            before = min(before, time.time() - _UNFINISHED)
         for item in self.blobs.list("probe"):
             if item.modified < before:
                 self.blobs.delete(item.key)

@@ -42,23 +42,29 @@ def serving(backbone: Path, folder: Path) -> Iterator[TestClient]:
 
 
 def cycle(client: TestClient, fleet: Fleet, number: int) -> None:
-    """One adapter comes, answers in several conventions, gets a second version, and goes; every seventh is a fusion, which goes first."""
+    """One adapter comes, answers and goes; every fifth time with a second version, a weighted alias, compositions and a bad package."""
     name = f"cycle-{number % NAMES}"
     kinds = [kind for kind in fleet.kinds if fleet.kinds[kind].head is not None]
     first, second = (_thrown(fleet, kinds[(number + k) % len(kinds)]) for k in range(2))
     _send(client, "PUT", f"/v1/adapters/{name}", 201, content=first.data, params={"alias": "prod"})
     _send(client, "POST", "/v1/predict", 200, json={"model": f"{name}@prod", "inputs": ["t1 t2 t3", "t4"]})
-    _send(client, "PUT", f"/v1/adapters/{name}", 201, content=second.data)
-    _send(client, "PUT", f"/v1/adapters/{name}/aliases/prod", 200, json={"weights": _both(client, name)})
-    _send(client, "POST", "/v1/predict", 200, json={"requests": [{"model": m, "inputs": "t5 t6"} for m in (name, f"stack(stays-0, {name})")]})
-    if number % 7 == 0:
-        members = [(one, _send(client, "GET", f"/v1/adapters/{one}", 200)["versions"][0]["digest"]) for one in ("stays-0", "stays-1")]
-        fusion = fleet.fusion(members)
-        del fleet.packages[fusion.digest]
-        _send(client, "PUT", f"/v1/adapters/{name}-fused", 201, content=fusion.data)
-        _send(client, "POST", f"/models/{name}-fused", 200, json={"inputs": "t7 t8"})
-        _send(client, "DELETE", f"/v1/adapters/{name}-fused", 200)
-    _send(client, "PUT", "/v1/adapters/bad", 422, content=first.data[:-8])
+    if number % 5 == 0:
+        _send(client, "PUT", f"/v1/adapters/{name}", 201, content=second.data)
+        _send(client, "PUT", f"/v1/adapters/{name}/aliases/prod", 200, json={"weights": _both(client, name)})
+        models = [name, f"stack(stays-0, {name})", f"average(stays-0:{number + 1}, stays-1:1000)#stays-0"]
+        _send(client, "POST", "/v1/predict", 200, json={"requests": [{"model": model, "inputs": "t5 t6"} for model in models]})
+        _fused(client, fleet, f"{name}-fused")
+        _send(client, "PUT", "/v1/adapters/bad", 422, content=first.data[:-8])
+    _send(client, "DELETE", f"/v1/adapters/{name}", 200)
+
+
+def _fused(client: TestClient, fleet: Fleet, name: str) -> None:
+    """A fusion of those that stay comes, answers and goes."""
+    members = [(one, _send(client, "GET", f"/v1/adapters/{one}", 200)["versions"][0]["digest"]) for one in ("stays-0", "stays-1")]
+    fusion = fleet.fusion(members)
+    del fleet.packages[fusion.digest]
+    _send(client, "PUT", f"/v1/adapters/{name}", 201, content=fusion.data)
+    _send(client, "POST", f"/models/{name}", 200, json={"inputs": "t7 t8"})
     _send(client, "DELETE", f"/v1/adapters/{name}", 200)
 
 
