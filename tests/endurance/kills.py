@@ -8,6 +8,7 @@ answer be right. With two servers on one store one of them is killed and the oth
 import argparse
 import itertools
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -35,10 +36,11 @@ CLIENTS = 4
 NAMES = 3
 SHARED = "everybodys"
 FOCI = ("upload", "publish", "alias", "delete", "delete name", "several", "")
-KILL_WITHIN = 0.8  # seconds after the clients began
+STEPS_BEFORE = 40  # a server dies after 0 to this many steps were acknowledged
+PATIENCE = 10  # seconds, or after this time
 GOES_ON = 0.4  # seconds that the other server is asked after the kill
 TIMEOUT = httpx.Timeout(30)
-FLAGS = {"threads": 1, "grace": 0, "poll_seconds": 0.1, "collect_seconds": 0.15, "log_level": "warning"}
+FLAGS = {"threads": 1, "grace": 0, "poll": 0.1, "log_level": "warning"}
 
 
 @dataclass(slots=True)
@@ -144,7 +146,9 @@ class Trial:
         ]
         for thread in threads:
             thread.start()
-        time.sleep(random.uniform(0, KILL_WITHIN))
+        due = self._steps() + random.randrange(STEPS_BEFORE)
+        _eventually(lambda: self._steps() >= due, PATIENCE, 0.002)
+        time.sleep(random.uniform(0, 0.03))
         self.running[victim].kill()
         if self.servers > 1:
             time.sleep(GOES_ON)
@@ -156,6 +160,9 @@ class Trial:
         self.found["kills"] += 1
         self.running[victim] = self.start(victim)
         self.audit()
+
+    def _steps(self) -> int:
+        return sum(client.done.total() for client in self.clients)
 
     def audit(self) -> None:
         """What must hold after a restart."""
@@ -244,7 +251,9 @@ class Trial:
                     self.found["answers"] += 1
 
     def _audit_leftovers(self) -> None:
-        """No folder of the dead process, nothing half-written in the store, no blob that nobody refers to."""
+        """No folder of the dead process, no blob that nobody refers to, and nothing half-written once it is a minute old."""
+        for path in (self.store / "staged").glob("*"):
+            os.utime(path, (time.time() - 120,) * 2)
 
         def clean() -> bool:
             return not list(self._leftovers())
@@ -255,18 +264,17 @@ class Trial:
     def _leftovers(self) -> Iterator[str]:
         for server in self.running:
             folders = [path.name for path in (server.folder / "tmp").iterdir()]
-            if len(folders) > 1:
+            if len(folders) != 1:
                 yield f"{server.folder.name} has {folders} in its folder for temporary files"
-        held = {f"{digest.partition(':')[2]}" for client in self.clients for one in client.names.values() for digest in one.versions.values()}
+        held = {digest for client in self.clients for one in client.names.values() for digest in one.versions.values()}
         for path in self.store.rglob("*"):
-            if path.is_file() and "#" in path.name:
+            if path.is_file() and path.parent.name not in ("log", "snapshots", "sha256"):
                 yield f"{path} is half-written"
-            if path.parent.name == "sha256" and path.name.partition(".")[0] not in held | self._shared():
+            if path.parent.name == "sha256" and f"sha256:{path.name.partition('.')[0]}" not in held | self._shared():
                 yield f"{path} is referred to by nobody"
 
     def _shared(self) -> set[str]:
-        digests = [digest for client in self.clients for digest in (*client.shared, *client.shared_unsure)]
-        return {digest.partition(":")[2] for digest in digests}
+        return {digest for client in self.clients for digest in (*client.shared, *client.shared_unsure)}
 
 
 def _visible(names: dict[str, Held]) -> dict[str, Any]:
@@ -287,12 +295,12 @@ def _shown(http: httpx.Client, name: str) -> tuple[dict[int, str], dict[str, dic
     )
 
 
-def _eventually(condition: Callable[[], bool], seconds: float) -> bool:
+def _eventually(condition: Callable[[], bool], seconds: float, pause: float = 0.05) -> bool:
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
             return False
-        time.sleep(0.05)
+        time.sleep(pause)
     return True
 
 
@@ -320,6 +328,8 @@ def kill_test(folder: Path, kills: int, servers: int, seed: int) -> tuple[dict[s
     finally:
         for server in trial.running:
             server.stop()
+    commits = [json.loads(path.read_bytes()) for path in (folder / "store" / "log").glob("*.json")]
+    trial.found["digests collected"] = sum(len(c["digests"]) for commit in commits for c in commit["changes"] if c["type"] == "collect")
     steps = sum((client.done for client in clients), Counter())
     figures = {"servers": servers, "steps": dict(sorted(steps.items())), "found": dict(sorted(trial.found.items()))}
     return figures, [*trial.faults, *log]
