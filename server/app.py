@@ -110,7 +110,7 @@ def create_app(settings: Settings) -> FastAPI:
         trust=access.trust,
         scratch=scratch.folder,
     )
-    following = Following(store, residency, router, metrics.forget, settings.poll, max(settings.poll, settings.grace / 4))
+    following = Following(store, residency, router, metrics.keep, settings.poll, max(settings.poll, settings.grace / 4))
     services = Services(
         settings=settings,
         store=store,

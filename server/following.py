@@ -19,19 +19,19 @@ log = logging.getLogger(__name__)
 
 
 class Following:
-    """`poll` is how often the log is read, in seconds, `collect` how often blobs are collected; `forget` hears of each version
-    (`spam@3`) that has gone."""
+    """`poll` is how often the log is read, in seconds, `collect` how often blobs are collected; `keep` hears of the versions
+    (`spam@3`) that there are, after each change."""
 
     def __init__(
         self,
         store: Store,
         residency: Residency,
         router: Router,
-        forget: Callable[[str], None],
+        keep: Callable[[Set[str]], None],
         poll: float,
         collect: float,
     ) -> None:
-        self._store, self._residency, self._router, self._forget = store, residency, router, forget
+        self._store, self._residency, self._router, self._keep = store, residency, router, keep
         self._poll, self._collect = poll, collect
         self._catalog = store.catalog
         self._digests = _digests(self._catalog)
@@ -85,8 +85,7 @@ class Following:
         catalog = self._store.catalog
         if catalog is self._catalog:
             return
-        for reference in _references(self._catalog) - _references(catalog):
-            self._forget(reference)
+        self._keep(_references(catalog))
         before, self._catalog = self._digests, catalog
         self._digests = _digests(catalog)
         # What is here counts, not only what was seen in the catalogue: a version may have come and gone between two looks.

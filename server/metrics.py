@@ -1,5 +1,6 @@
 """Prometheus metrics of one app, in a registry of its own."""
 
+from collections.abc import Set
 from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -15,6 +16,7 @@ class Metrics:
         self.requests = Counter("turret_requests", "HTTP requests", ["method", "path", "status"], registry=self.registry)
         self.request_seconds = Histogram("turret_request_seconds", "Time of a request", ["path"], registry=self.registry)
         self.rows = Counter("turret_rows", "Rows answered, by model and outcome", ["model", "outcome"], registry=self.registry)
+        self._counted: set[str] = set()
         self.batch_tokens = Histogram(
             "turret_batch_tokens", "Tokens of a batch", registry=self.registry, buckets=[2**k for k in range(3, 15)]
         )
@@ -42,11 +44,18 @@ class Metrics:
             "turret_cold_seconds", "Wait of those who found a package cold, by outcome", ["outcome"], registry=self.registry
         )
 
-    def forget(self, model: str) -> None:
-        """Drops the rows of a version that is gone, so that versions which come and go do not add up."""
-        for outcome in ("ok", "error"):
-            with suppress(KeyError):
-                self.rows.remove(model, outcome)
+    def count_row(self, model: str, outcome: str) -> None:
+        """Counts a row that was answered. `model` is a version, or a word for what is none."""
+        self._counted.add(model)
+        self.rows.labels(model, outcome).inc()
+
+    def keep(self, versions: Set[str]) -> None:
+        """Drops the rows of versions that are gone, so that versions which come and go do not add up."""
+        for model in [model for model in self._counted if "@" in model and model not in versions]:
+            self._counted.discard(model)
+            for outcome in ("ok", "error"):
+                with suppress(KeyError):
+                    self.rows.remove(model, outcome)
 
     def on_load(self, tier: str, seconds: float, failed: bool) -> None:
         """Records a package's way into a tier."""

@@ -21,6 +21,14 @@ from server.tasks.bounded import Body
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+PACKAGE_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The package file", "content": {"application/octet-stream": BINARY}},
+    304: {"description": "If-None-Match names the digest"},
+}
+FILES = {"schema": {"type": "object", "additionalProperties": {"type": "string", "format": "binary"}}}
+PACKAGE_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": BINARY, "multipart/form-data": FILES}}}
+
 
 class LoadRequest(Body):
     """Which version to bring to the device (a number, an alias or `latest`), and whether it shall stay there."""
@@ -32,7 +40,9 @@ class LoadRequest(Body):
 # The routes with more segments stand first: a name may hold a slash, so `{name:path}` would swallow them.
 
 
-@router.get("/{name:path}/versions/{version}/package", summary="Download a package")
+@router.get(
+    "/{name:path}/versions/{version}/package", summary="Download a package", response_class=FileResponse, responses=PACKAGE_ANSWERS
+)
 async def download(request: Request, name: str, version: str) -> Response:
     """The package file's bytes; the ETag is its digest. `version` is a number, an alias or `latest`."""
     app = services(request)
@@ -96,7 +106,13 @@ async def unload(request: Request, name: str) -> Response:
     return json_response(_residence(app, entry.latest))
 
 
-@router.put("/{name:path}", summary="Publish a package or an adapter's folder", status_code=201)
+@router.put(
+    "/{name:path}",
+    summary="Publish a package or an adapter's folder",
+    status_code=201,
+    responses={200: {"description": "The name holds these bytes already: its existing version"}},
+    openapi_extra=PACKAGE_BODY,
+)
 async def publish(request: Request, name: str, alias: str | None = None, member: Annotated[list[str] | None, Query()] = None) -> Response:
     """Body: a package file (application/octet-stream), or multipart/form-data with a folder's files under their own names
     (those of a setup's folders as `folder/file`). Members of a fusion are found under the names that its config gives them, or

@@ -1,5 +1,7 @@
 """Health and metrics."""
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
@@ -9,6 +11,8 @@ from server.api.wire import json_response, services
 from server.errors import ApiError
 
 router = APIRouter(tags=["operations"])
+
+EXPOSITION: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
 @router.get("/healthz", summary="Whether the process is alive")
@@ -30,7 +34,7 @@ async def readyz(request: Request) -> Response:
     return json_response({"status": "ready", "backbone": app.backbone.name, "adapters": len(app.store.entries())})
 
 
-@router.get("/metrics", summary="Prometheus metrics")
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=EXPOSITION)
 async def metrics(request: Request) -> Response:
     """Text exposition format."""
     app = services(request)

@@ -100,7 +100,7 @@ def timing_headers(answers: list[Answer], timing: Timing) -> dict[str, str]:
 def count_rows(app: Services, answers: list[Answer]) -> None:
     """Counts the rows of a request by model and outcome, whatever the convention."""
     for answer in answers:
-        app.metrics.rows.labels(_counted_as(answer.route), "error" if answer.error else "ok").inc()
+        app.metrics.count_row(_counted_as(answer.route), "error" if answer.error else "ok")
 
 
 def _counted_as(route: Route | None) -> str:
