@@ -241,8 +241,8 @@ def _remote(url: str, prefix: str, impatient: bool) -> Blobs:
         value = os.environ.get(f"{prefix}_{option.upper()}")
         if value is not None:
             options[option] = value.lower() in ("1", "true", "yes", "on") if option.startswith("allow_") else value
-    if urlsplit(url).username is not None or urlsplit(url).query:
-        raise StoreError("The store's URL holds more than a bucket and a prefix: credentials belong into the environment.")
+    if urlsplit(url).password is not None or urlsplit(url).query:
+        raise StoreError("The store's URL holds more than a bucket and a prefix: credentials belong in the environment.")
     try:
         return Blobs(from_url(url, client_options=options, retry_config=_IMPATIENT_RETRY if impatient else _RETRY), url)
     except (BaseError, ValueError, OSError) as error:

@@ -70,7 +70,7 @@ class DiskCache:
         self._flights: dict[str, Future[Path]] = {}
         if folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="turret-cache-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            self._release = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         else:
             self._folder = folder
             self._adopt()
@@ -101,6 +101,10 @@ class DiskCache:
                 self._unwanted.add(digest)
             else:
                 self._remove(digest)
+
+    def close(self) -> None:
+        """Gives the folder free for another process; one that the cache made is removed. Not to be used after."""
+        self._release()
 
     @property
     def size(self) -> int:
@@ -185,7 +189,7 @@ class DiskCache:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             owner = (self._folder / "owner.lock").open("w")
-            weakref.finalize(self, owner.close)
+            self._release = weakref.finalize(self, owner.close)
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for part in self._folder.glob("*.part"):
                 part.unlink()

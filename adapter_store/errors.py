@@ -25,6 +25,10 @@ class WrongBackbone(InvalidPackage):
     """A sound package that was made for another backbone than the one it is published to."""
 
 
+class GoldenExampleFailed(InvalidPackage):
+    """A package whose golden examples come out otherwise than its manifest says."""
+
+
 class NotFound(StoreError):
     """An unknown name, version, alias or digest."""
 

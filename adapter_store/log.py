@@ -165,20 +165,25 @@ class Log:
             data = self._blobs.get(_snapshot_key(n))
         except NotFound:  # a writer removed it since
             return None
-        head, tail = data[:_PREFIX_LENGTH], data[_PREFIX_LENGTH:-1]
-        if head != _prefix(tail):
-            return None
-        try:
-            state = _STATE.validate_json(tail)
-        except ValidationError:
-            return None
-        return Catalog.of(n, state.entries, state.blobs) if (state.format, state.n) == (_FORMAT, n) else None
+        return _load(data, n)
 
 
 def _dump(catalog: Catalog) -> bytes:
     entries, blobs = catalog.contents()
     state = _STATE.dump_json(_State(_FORMAT, catalog.n, entries, blobs))
     return _prefix(state) + state + b"}"
+
+
+def _load(data: bytes, n: int) -> Catalog | None:
+    """The catalogue of a snapshot's bytes, None where they are not what was written."""
+    head, state_bytes = data[:_PREFIX_LENGTH], data[_PREFIX_LENGTH:-1]
+    if head != _prefix(state_bytes):
+        return None
+    try:
+        state = _STATE.validate_json(state_bytes)
+    except ValidationError:
+        return None
+    return Catalog.of(n, state.entries, state.blobs) if (state.format, state.n) == (_FORMAT, n) else None
 
 
 def _prefix(state: bytes) -> bytes:

@@ -37,8 +37,8 @@ from adapter_store.wishes import AliasWish, DeleteWish, RollbackWish, UnaliasWis
 __all__ = ["Changed", "Published", "Store", "summarise"]
 
 _ATTEMPTS = 1000
-# Seconds after which what is half-written is a dead writer's, however short the store's grace.
-_UNFINISHED = 60
+# Seconds after which a file that is being staged, or a probe, is taken for one whose process died, however short the grace period is.
+_STALLED = 60.0
 # Seconds that a writer who lost a race waits at most before the next attempt.
 _PATIENCE = 0.05
 
@@ -98,6 +98,11 @@ class Store:
         """
         probe(open_blobs(url, impatient=True))
         return cls(open_blobs(url), max_size, cache, cache_bytes, grace, snapshot_every, limits)
+
+    def close(self) -> None:
+        """Gives the disk cache's folder free for another process. The store is not to be used after."""
+        if self._cache is not None:
+            self._cache.close()
 
     # Queries
 
@@ -225,19 +230,18 @@ class Store:
     def collect(self, grace: float | None = None) -> tuple[str, ...]:
         """Removes the blobs that nothing has referred to for `grace` seconds (the store's own grace by default), and what writers that
         died left behind. Returns the digests whose blobs went. Any number of processes may do this at the same time."""
-        before = time.time() - (self._grace if grace is None else grace)
+        grace = self._grace if grace is None else grace
+        before, stalled = time.time() - grace, time.time() - max(grace, _STALLED)
         self.refresh()
         found = collectable(self._catalog, self.blobs.list(FOLDER), before)
         digests = [digest for digest in found.digests if digest not in self._held]
         collected = [digest for i in range(0, len(digests), BATCH) for digest in self._end(digests[i : i + BATCH])]
         for key in found.ended:
             self.blobs.delete(key)
-        if grace is None:
-            before = min(before, time.time() - _UNFINISHED)
         for item in self.blobs.list("probe"):
-            if item.modified < before:
+            if item.modified < stalled:
                 self.blobs.delete(item.key)
-        self.blobs.sweep(before)
+        self.blobs.sweep(stalled)
         return tuple(collected)
 
     # Bytes
@@ -288,6 +292,8 @@ class Store:
         try:
             if self._verified.holds(path, digest):
                 return path
+        except FileNotFoundError:  # collected since
+            raise NotFound(f"The store at {self.blobs.url} holds no package {digest} any more.") from None
         except OSError as error:
             raise StoreError(f"The store at {self.blobs.url} cannot read {digest}: {error}.") from error
         raise Damaged(f"The store's bytes of {digest} are not those that were published: publish the package again.")

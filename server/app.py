@@ -17,12 +17,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from adapter_store.errors import Conflict
 from adapter_store.importers.backbones import frozen_of
 from adapter_store.methods import Backbone
 from adapter_store.store import Store
 from server.access.control import Control
 from server.api import adapters, changes, huggingface, openai, operations, predict
-from server.api.access import Guard
+from server.api.access import Guard, state_of
 from server.api.documented import ANSWERING, CHANGING, READING, ErrorAnswer, HubErrorAnswer, documented
 from server.api.middleware import Around
 from server.api.wire import CLIENT_CLOSED_REQUEST, Disconnected, json_response
@@ -180,10 +181,15 @@ async def _on_error(request: Request, error: Exception) -> Response:
         shown = _validation_error(error)
     elif isinstance(error.__cause__, ApiError):  # FastAPI wraps what reading the body raised
         shown = error.__cause__
+    elif isinstance(error, HTTPException) and error.status_code == 400:  # what FastAPI makes of a body that nothing can read
+        shown = ApiError(400, "invalid_json", "The body cannot be read as JSON: it is nested too deeply or is not UTF-8.")
     elif isinstance(error, HTTPException):
         shown = ApiError(error.status_code, "not_found" if error.status_code == 404 else "http_error", _http_sentence(request, error))
     else:
         shown = as_api_error(error)
+    caller = state_of(request.scope).caller
+    if isinstance(error, Conflict) and caller is not None:
+        shown.message = error.hidden(caller.sees)
     if shown.status == 500:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     headers = {} if shown.retry_after is None else {"retry-after": str(shown.retry_after)}

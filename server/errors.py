@@ -24,6 +24,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (store.WrongBackbone, 422, "wrong_backbone"),
     (store.Unsigned, 422, "unsigned_package"),
     (store.BadSignature, 422, "bad_signature"),
+    (store.GoldenExampleFailed, 422, "golden_example_failed"),
     (store.InvalidPackage, 422, "invalid_package"),
     (store.NotFound, 404, "model_not_found"),
     (store.AlreadyExists, 412, "already_exists"),

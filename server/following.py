@@ -90,15 +90,16 @@ class Following:
         self._digests = _digests(catalog)
         # What is here counts, not only what was seen in the catalogue: a version may have come and gone between two looks.
         for digest in (before | self._residency.digests) - self._digests - self._draining.keys():
-            drain = asyncio.ensure_future(self._drain(digest))
-            self._draining[digest] = drain
-            drain.add_done_callback(lambda _, digest=digest: self._draining.pop(digest))
+            self._draining[digest] = asyncio.ensure_future(self._drain(digest))
         self._residency.prefetch(self._expected(self._digests - before))
 
     async def _drain(self, digest: str) -> None:
-        await self._residency.drop(digest)
-        if digest not in self._digests:
-            self._router.forget(digest)
+        try:
+            await self._residency.drop(digest)
+            if digest not in self._digests:
+                self._router.forget(digest)
+        finally:
+            del self._draining[digest]
 
     def _expected(self, new: Set[str]) -> list[str]:
         """Those of some new digests that are likely to be asked for: versions of names that are on the device."""

@@ -296,9 +296,12 @@ class Residency:
                 raise end
 
     async def _to_host(self, digest: str) -> None:
+        """In advance, so not in the place of others that were brought in advance: then it is read when it has its room on the device."""
         host, _ = await self._measured(digest)
         try:
-            self._host.release(await self._host.acquire({digest: host}))
+            self._host.check({digest: host})
+            if self._host.spares(digest, host):
+                self._host.release(await self._host.acquire({digest: host}))
         except TooBig as error:
             raise LoadFailed(digest) from error
 

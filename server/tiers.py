@@ -10,7 +10,7 @@ import asyncio
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, takewhile
+from itertools import chain
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
@@ -30,7 +30,10 @@ class LoadFailed(Exception):
 
 @dataclass(slots=True, eq=False)
 class Entry(Generic[V]):
-    """A package that is in a tier or on its way. `size` is at most what was asked for, and exact once it is loaded."""
+    """A package that is in a tier or on its way. `size` is at most what was asked for, and exact once it is loaded.
+
+    closed: whoever asks for it now waits for its turn. spare: it is kept for better times, and nobody asked for it since.
+    """
 
     digest: str
     size: int
@@ -38,7 +41,7 @@ class Entry(Generic[V]):
     value: V | None = None
     users: int = 0
     closed: bool = False
-    cooled: bool = False
+    spare: bool = False
 
     @property
     def ready(self) -> bool:
@@ -82,8 +85,10 @@ class Tier(Generic[V]):
         self.bytes = 0
         self._load, self._evicted, self._age_cap, self._watch = load, evicted, age_cap, watch or Watch()
         self._entries: OrderedDict[str, Entry[V]] = OrderedDict()  # the least recently taken first
-        self._idle: OrderedDict[str, Entry[V]] = OrderedDict()  # ready, unused, unpinned; the first to go first
-        self._idle_bytes = 0
+        # Ready, unused and unpinned: the spare ones go first, then the others, each in the order of these.
+        self._spare: OrderedDict[str, Entry[V]] = OrderedDict()
+        self._idle: OrderedDict[str, Entry[V]] = OrderedDict()
+        self._idle_bytes = self._spare_bytes = 0
         self._pinned: dict[str, Entry[V]] = {}
         self._queue: OrderedDict[_Waiter[V], None] = OrderedDict()
         self._wanting: defaultdict[str, dict[_Waiter[V], None]] = defaultdict(dict)
@@ -188,29 +193,27 @@ class Tier(Generic[V]):
             self._place(entry)
             self._serve()
 
+    def spares(self, digest: str, size: int) -> bool:
+        """Whether a package is here or would fit in what is free and spare."""
+        return digest in self._entries or (not self._queue and size <= self.budget - self.bytes + self._spare_bytes)
+
     def cool(self, digest: str) -> None:
-        """Makes a package that nobody uses the first to go, until it is used again."""
+        """Makes a package that nobody uses spare, and the first to go."""
         entry = self._idle.get(digest)
         if entry is not None:
-            entry.cooled = True
-            self._idle.move_to_end(digest, last=False)
+            entry.spare = True
+            self._place(entry)
+            self._spare.move_to_end(digest, last=False)
 
     def offer(self, digest: str, value: V, size: int) -> None:
-        """Takes in a package that is at hand anyway, if it needs no more than what is free or cooled."""
-        if digest in self._entries or self._queue:
+        """Takes in a package that is at hand anyway, as a spare one, where what is free and spare is enough."""
+        if digest in self._entries or not self.spares(digest, size):
             return
-        going, lacking = [], size - (self.budget - self.bytes)
-        for entry in takewhile(lambda entry: entry.cooled and lacking > 0, self._idle.values()):
-            going.append(entry)
-            lacking -= entry.size
-        if lacking > 0:
-            return
-        for entry in going:
-            self._evict(entry)
-        entered = self._enter(digest, size)
-        entered.value = value
-        entered.loaded.set_result(None)
-        self._place(entered)
+        self._make_room(size, ())
+        entry = self._enter(digest, size)
+        entry.value, entry.spare = value, True
+        entry.loaded.set_result(None)
+        self._place(entry)
 
     async def settle(self, digest: str) -> None:
         """Waits for what is on its way."""
@@ -310,7 +313,7 @@ class Tier(Generic[V]):
             return
         self._closer = head
         lacking = self._missing(head) - (self.budget - self.bytes) - sum(entry.size for entry in self._closed.values())
-        for entry in chain(list(self._idle.values()), self._entries.values()):
+        for entry in chain(self._going(), self._entries.values()):
             if lacking <= 0:
                 return
             if not (entry.closed or entry.digest in self._pinned or entry.digest in head.needs):
@@ -329,38 +332,49 @@ class Tier(Generic[V]):
 
     def _room(self, waiter: _Waiter[V]) -> int:
         """Bytes that are free or could be freed at once for a waiter."""
-        own = sum(self._idle[digest].size for digest in waiter.needs if digest in self._idle)
+        own = sum(self._entries[digest].size for digest in waiter.needs if digest in self._idle or digest in self._spare)
         return self.budget - self.bytes + self._idle_bytes - own
 
     def _hold(self, digests: Iterable[str]) -> Held[V]:
         held = tuple(self._entries[digest] for digest in digests)
         for entry in held:
             entry.users += 1
-            entry.cooled = False
+            entry.spare = False
             self._entries.move_to_end(entry.digest)
             self._place(entry)
         return held
 
     def _place(self, entry: Entry[V]) -> None:
-        """Among the idle or not, as the entry now is."""
+        """Among the idle, the spare or neither, as the entry now is."""
         here = self._entries.get(entry.digest) is entry
         idle = here and entry.ready and not entry.users and entry.digest not in self._pinned
-        if idle and entry.digest not in self._idle:
-            self._idle[entry.digest] = entry
-            self._idle_bytes += entry.size
-        elif not idle and self._idle.get(entry.digest) is entry:
-            del self._idle[entry.digest]
-            self._idle_bytes -= entry.size
+        for spare, among in ((False, self._idle), (True, self._spare)):
+            belongs = idle and entry.spare == spare
+            if belongs == (among.get(entry.digest) is entry):
+                continue
+            change = entry.size if belongs else -entry.size
+            if belongs:
+                among[entry.digest] = entry
+            else:
+                del among[entry.digest]
+            self._idle_bytes += change
+            self._spare_bytes += change * spare
+
+    def _going(self) -> Iterator[Entry[V]]:
+        """Those that could go now, the first to go first."""
+        return chain(self._spare.values(), self._idle.values())
 
     def _make_room(self, size: int, spared: Iterable[str]) -> None:
-        """Evicts the least recently used of the idle; that there is enough was seen before."""
-        lacking = size - (self.budget - self.bytes)
-        going = (entry for digest, entry in list(self._idle.items()) if digest not in spared) if lacking > 0 else ()
+        """Evicts of those that could go as many as are needed; that there are enough was seen before."""
+        going, lacking = [], size - (self.budget - self.bytes)
+        for entry in self._going():
+            if lacking <= 0:
+                break
+            if entry.digest not in spared:
+                going.append(entry)
+                lacking -= entry.size
         for entry in going:
             self._evict(entry)
-            lacking -= entry.size
-            if lacking <= 0:
-                return
 
     def _enter(self, digest: str, size: int) -> Entry[V]:
         entry: Entry[V] = Entry(digest, size, asyncio.get_running_loop().create_future())

@@ -11,7 +11,7 @@ from pathlib import Path
 from anyio import from_thread
 from pydantic import ValidationError
 
-from adapter_store.errors import InvalidPackage
+from adapter_store.errors import GoldenExampleFailed, InvalidPackage
 from adapter_store.golden import Example, differences
 from adapter_store.manifest import Manifest
 from adapter_store.package import Package, sentence
@@ -23,10 +23,6 @@ from server.residency import Residency
 from server.router import Router
 from server.tasks.inputs import is_batch, sources
 from server.tasks.parameters import Parameters
-
-
-class GoldenExampleFailed(InvalidPackage):
-    """A package whose golden examples come out otherwise than its manifest says."""
 
 
 class Staging:
@@ -93,7 +89,10 @@ def _asks(route: Route, manifest: Manifest) -> tuple[list[Ask], list[int]]:
     for number, example in enumerate(manifest.examples):
         try:
             parameters = Parameters.model_validate(example.parameters)
-            for source in sources(example.inputs, f"examples[{number}].inputs"):
+            read = sources(example.inputs, f"examples[{number}].inputs")
+            if not read:
+                raise InvalidPackage(f"The golden example {number} has no inputs.")
+            for source in read:
                 asks.append(Ask(route.model, source, parameters, example.output, route=route))
                 owners.append(number)
         except ValidationError as error:

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
@@ -17,6 +17,7 @@ from server.api.wire import json_response, note, services, terms
 from server.errors import ApiError
 from server.publishing import Upload, Uploaded
 from server.services import Services
+from server.tasks.bounded import Body
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
@@ -29,10 +30,8 @@ FILES = {"schema": {"type": "object", "additionalProperties": {"type": "string",
 PACKAGE_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": BINARY, "multipart/form-data": FILES}}}
 
 
-class LoadRequest(BaseModel):
+class LoadRequest(Body):
     """Which version to bring to the device (a number, an alias or `latest`), and whether it shall stay there."""
-
-    model_config = ConfigDict(extra="forbid")
 
     version: str = Field(default="latest", max_length=80)
     pin: bool = False

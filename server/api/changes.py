@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -15,6 +15,7 @@ from server.access.visibility import check_name as check_seen
 from server.api.wire import json_response, note, services, terms
 from server.core import Caller
 from server.services import Services
+from server.tasks.bounded import Body, FastList
 
 router = APIRouter(prefix="/v1/changes", tags=["changes"])
 
@@ -24,11 +25,7 @@ Name = Annotated[str, Field(min_length=1, max_length=129)]
 Weights = Annotated[dict[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1, le=1_000_000)]], Field(min_length=1, max_length=16)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Target(_Body):
+class Target(Body):
     """Where an alias shall point: to one version, or to several by weight."""
 
     version: int | None = Field(default=None, ge=1)
@@ -57,7 +54,7 @@ class SetAlias(Target):
         return AliasWish(check_name(self.name), self.alias, self.target)
 
 
-class DropAlias(_Body):
+class DropAlias(Body):
     """An alias removed."""
 
     type: Literal["unalias"]
@@ -68,7 +65,7 @@ class DropAlias(_Body):
         return UnaliasWish(check_name(self.name), self.alias)
 
 
-class Rollback(_Body):
+class Rollback(Body):
     """An alias moved back to where it pointed before."""
 
     type: Literal["rollback"]
@@ -79,7 +76,7 @@ class Rollback(_Body):
         return RollbackWish(check_name(self.name), self.alias)
 
 
-class Delete(_Body):
+class Delete(Body):
     """A version removed, or a name with all of them."""
 
     type: Literal["delete"]
@@ -90,7 +87,7 @@ class Delete(_Body):
         return DeleteWish(check_name(self.name), self.version)
 
 
-class Promote(_Body):
+class Promote(Body):
     """A package that is in the store published under another name; its bytes are not sent again."""
 
     type: Literal["publish"]
@@ -105,10 +102,10 @@ class Promote(_Body):
 Change = Annotated[SetAlias | DropAlias | Rollback | Delete | Promote, Field(discriminator="type")]
 
 
-class ChangesRequest(_Body):
+class ChangesRequest(Body):
     """Changes that take effect together or not at all, in their order."""
 
-    changes: list[Change] = Field(min_length=1, max_length=MAX_CHANGES)
+    changes: FastList[Change] = Field(min_length=1, max_length=MAX_CHANGES)
 
 
 @router.post("", summary="Change several things at once")

@@ -2,13 +2,14 @@
 
 import numpy as np
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
 from server.api.wire import count_rows, json_response, raise_first_error, services, terms, timing_headers, while_connected
 from server.core import Route
 from server.errors import ApiError
 from server.inference import Answer, Ask, AskedOutput, Parameters, Source, Timing
+from server.tasks.bounded import Body
 from server.tasks.inputs import Inputs, SimilarityInput, is_batch, sources, validated
 
 router = APIRouter(tags=["huggingface"])
@@ -23,7 +24,7 @@ class HubParameters(Parameters):
     adapter_id: str | None = None
 
 
-class HubRequest(BaseModel):
+class HubRequest(Body):
     """`inputs` and `parameters`; for embeddings `normalize` and `truncate` may stand at the root. Other root keys are ignored."""
 
     model_config = ConfigDict(extra="ignore")

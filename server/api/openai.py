@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.responses import Response
 
 from adapter_store.catalog import VersionRecord
@@ -15,17 +15,16 @@ from server.core import Array, Pooling
 from server.errors import ApiError
 from server.inference import Ask, Parameters, Source
 from server.services import Services
+from server.tasks.bounded import Body, FastList
 
 router = APIRouter(tags=["openai"])
 
 
-class EmbeddingRequest(BaseModel):
+class EmbeddingRequest(Body):
     """OpenAI's request; `pooling`, `normalize` and `truncate` are Turret's."""
 
-    model_config = ConfigDict(extra="forbid")
-
     model: str = "base"
-    input: str | list[str] | list[int] | list[list[int]]
+    input: str | FastList[str] | FastList[int] | FastList[FastList[int]]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, ge=1)
     user: str | None = None

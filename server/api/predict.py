@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from starlette.responses import Response
 
 from server.api.wire import count_rows, json_response, services, terms, timing_headers, while_connected
 from server.errors import ApiError, as_api_error, detail
 from server.inference import Answer, Ask, AskedOutput, Parameters, Timing
 from server.router import ManifestNotRead
+from server.tasks.bounded import Body, FastList
 from server.tasks.decode import raw
 from server.tasks.inputs import Input, Inputs, is_batch, source, sources
 
@@ -20,10 +21,8 @@ router = APIRouter(tags=["predict"])
 Channels = Callable[[str], tuple[str, ...]]
 
 
-class Row(BaseModel):
+class Row(Body):
     """One row of a mixed request."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: str = Field(description="name, name@version, name@alias, stack(a, b) or base")
     inputs: Input
@@ -31,16 +30,14 @@ class Row(BaseModel):
     output: AskedOutput = "decoded"
 
 
-class PredictRequest(BaseModel):
+class PredictRequest(Body):
     """Either `model` and `inputs`, or `requests`."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    model: str | list[str] | None = Field(default=None, description="one model, or a list for a fan-out")
+    model: str | FastList[str] | None = Field(default=None, description="one model, or a list for a fan-out")
     inputs: Inputs = None
     parameters: Parameters = Field(default_factory=Parameters)
     output: AskedOutput = "decoded"
-    requests: list[Row] | None = None
+    requests: FastList[Row] | None = None
 
     @model_validator(mode="after")
     def _one_form(self) -> "PredictRequest":

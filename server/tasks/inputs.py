@@ -5,14 +5,15 @@ Read by hand, so that a fault is one sentence about the place where it is, and n
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from server.errors import ApiError
+from server.tasks.bounded import Body, FastList
 from server.tasks.rows import Source
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Strict(Body):
+    model_config = ConfigDict(strict=True)
 
 
 class TextInput(_Strict):
@@ -20,10 +21,10 @@ class TextInput(_Strict):
 
     text: str | None = None
     text_pair: str | None = None
-    input_ids: list[int] | None = None
+    input_ids: FastList[int] | None = None
     decoder_text: str | None = Field(default=None, description="without special tokens; the start token is put in front")
-    decoder_input_ids: list[int] | None = Field(default=None, description="as they are")
-    word_starts: list[int] | None = Field(
+    decoder_input_ids: FastList[int] | None = Field(default=None, description="as they are")
+    word_starts: FastList[int] | None = Field(
         default=None, description="dependency parsing: first token of each word, then the end of the last"
     )
 
@@ -62,7 +63,7 @@ class ChoicesInput(_Strict):
     """Options to choose from, all texts or all token ids; with a text each is read behind it."""
 
     text: str | None = None
-    choices: list[str] | list[list[int]] = Field(min_length=1)
+    choices: FastList[str] | FastList[FastList[int]] = Field(min_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -85,7 +86,7 @@ class SimilarityInput(_Strict):
     """A sentence and those that it is compared with."""
 
     source_sentence: str
-    sentences: list[str] = Field(min_length=1)
+    sentences: FastList[str] = Field(min_length=1)
 
 
 # A field that tells the kind of an object -> the kind; without any of them it is a text.

@@ -45,7 +45,7 @@ class Check:
                 continue
             try:
                 self._check(one, read(one))
-            except (KeyError, ValueError, IndexError) as error:
+            except (KeyError, ValueError, IndexError, TypeError) as error:
                 self._fault(one, f"{type(error).__name__} {error}: {one.content[:300]!r}")
 
     def _check(self, one: Exchange, rows: Sequence[Row]) -> None:

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 import tiny
-from harness import put, serving
+from harness import MAX_BODY, MAX_ROWS, MAX_UPLOAD, put, serving
 from starlette.testclient import TestClient
 
 from adapter_store.manifest import Head
-
-MAX_ROWS, MAX_BODY, MAX_UPLOAD = 8, 20_000, 200_000
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -58,5 +56,6 @@ def _nothing_left(empty: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyP
     store = Path(empty.app.state.services.settings.store)
     assert [path for path in store.rglob("*") if path.is_file()] == []
     assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in empty.app.state.services.scratch.iterdir()} <= {"lock", "cache"}
     assert empty.get("/v1/adapters").json() == {"adapters": [], "next_cursor": None}
     assert empty.get("/readyz").status_code == 200

@@ -11,6 +11,9 @@ from starlette.testclient import TestClient
 from server.app import create_app
 from server.settings import Settings
 
+# The limits of the app that most tests share (conftest's `client`).
+MAX_ROWS, MAX_BODY, MAX_UPLOAD = 8, 20_000, 200_000
+
 
 @contextmanager
 def serving(backbone: Path | str, store: Path, **settings: Any) -> Iterator[TestClient]:

@@ -18,6 +18,7 @@ from adapter_store.importers import folder_files, import_folder
 from adapter_store.manifest import Manifest
 from adapter_store.methods import ACTIVATIONS
 from adapter_store.package import TensorData, write_package
+from server.publishing import Upload
 
 torch.set_num_threads(1)
 
@@ -152,7 +153,7 @@ def test_a_manifest_is_refused_or_served(served: Served, methods: dict[str, Any]
     path = served.folder / "any.safetensors"
     path.write_bytes(data)
     try:
-        published = served.publisher.package(path, "any", None, False).published
+        published = served.publisher.package(path, Upload("any")).published
     except StoreError as error:
         event("refused at publish")
         check_sentence(error)

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import tiny
-from conftest import MAX_BODY
-from harness import error, put, serving
+from harness import MAX_BODY, error, put, serving
 from starlette.testclient import TestClient
 
 from server.api.access import RULES

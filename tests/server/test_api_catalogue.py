@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from conftest import MAX_UPLOAD
-from harness import error, put
+from harness import MAX_UPLOAD, error, put
 from safetensors.numpy import load, save
 from starlette.testclient import TestClient
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MAX_ROWS
-from harness import error, predict
+from harness import MAX_ROWS, error, predict
 from starlette.testclient import TestClient
 
 TEXT = "t3 t14 t15 t9"

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MAX_UPLOAD
-from harness import error, folder_form, push, serving
+from harness import MAX_UPLOAD, error, folder_form, push, serving
 from safetensors.numpy import load_file, save
 from starlette.testclient import TestClient
 

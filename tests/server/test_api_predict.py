@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MAX_BODY, MAX_ROWS
-from harness import array, error, predict
+from harness import MAX_BODY, MAX_ROWS, array, error, predict
 from starlette.testclient import TestClient
 
 TEXT = "t3 t14 t15 t9"

@@ -20,7 +20,8 @@ from server.engine.backbone import Backbone, load_backbone
 from server.engine.engine import Engine
 from server.engine.staging import Staged
 
-EVERY_KIND: dict[str, dict[str, Method]] = {kind: {"bottleneck": config} for kind, config in tiny.KINDS.items()} | tiny.OTHERS
+BOTTLENECKS: dict[str, dict[str, Method]] = {kind: {"bottleneck": config} for kind, config in tiny.KINDS.items()}
+EVERY_KIND = BOTTLENECKS | tiny.OTHERS
 HEAD = tiny.classifier("a", "b")
 
 

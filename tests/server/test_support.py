@@ -22,7 +22,7 @@ from adapter_store.store import Store
 from server.core import Readout, Route, Sequence, pack
 from server.engine import backbone as backbones
 from server.engine.engine import Engine
-from server.publishing import Publisher
+from server.publishing import Publisher, Upload
 from server.router import Router
 
 torch.set_num_threads(1)
@@ -109,7 +109,7 @@ class Served:
         """Publishes a random package; raises StoreError where it is refused."""
         path = self.folder / f"{name}.safetensors"
         path.write_bytes(package(Manifest(backbone=self.backbone.spec, **fields), seed=crc32(name.encode()) if seed is None else seed))
-        published = self.publisher.package(path, name, None, False).published
+        published = self.publisher.package(path, Upload(name)).published
         self.engine.load(published.record.digest, self.engine.read(path, published.package.manifest))
 
     def answer(self, model: str, output: str) -> dict[str, Any]:
