@@ -3,6 +3,7 @@
 The guard runs before any byte of a body is read. It knows routes, callers and the names in paths; names in bodies are the router's.
 """
 
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,10 +70,14 @@ RULES = (
 
 @dataclass(slots=True)
 class State:
-    """What the guard leaves in a request's scope: who calls (None: not known, or on a public route) and notes for the audit log."""
+    """What the guard leaves in a request's scope: who calls (None: not known, or on a public route) and notes for the audit log.
+
+    `lot` is what a request without a key of its own draws the versions of weighted aliases by: all of its rows alike.
+    """
 
     caller: Caller | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    lot: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 def state_of(scope: Any) -> State:

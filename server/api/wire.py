@@ -37,7 +37,8 @@ def services(request: Request) -> Services:
 
 def terms(request: Request) -> Terms:
     """On what terms a request is served: its caller, `x-turret-key` (else the API key's name), `x-turret-cold`. Raises ApiError."""
-    caller = state_of(request.scope).caller
+    state = state_of(request.scope)
+    caller = state.caller
     if caller is None:
         raise RuntimeError(f"{request.url.path} is public and has no caller to serve")
     key = request.headers.get("x-turret-key")
@@ -46,7 +47,7 @@ def terms(request: Request) -> Terms:
     cold = COLD.get(request.headers.get("x-turret-cold", services(request).settings.cold))
     if cold is None:
         raise ApiError(400, "invalid_header", "The header x-turret-cold takes 'wait' or 'refuse'.", "x-turret-cold")
-    return Terms(caller, key or (None if caller is LOCAL else caller.name), cold)
+    return Terms(caller, key or (state.lot if caller is LOCAL else caller.name), cold)
 
 
 def note(request: Request, **fields: Any) -> None:

@@ -14,6 +14,7 @@ from tests.endurance.timeline import Timeline
 from tests.endurance.traffic import Exchange
 
 TOLERANCE = 1e-4
+LIVE = tuple(Part(name, "live") for name in PAIR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Check:
                 continue
             try:
                 self._check(one, read(one))
-            except (KeyError, ValueError, IndexError) as error:
+            except (KeyError, ValueError, IndexError, TypeError) as error:
                 self._fault(one, f"{type(error).__name__} {error}: {one.content[:300]!r}")
 
     def _check(self, one: Exchange, rows: Sequence[Row]) -> None:
@@ -99,7 +100,7 @@ class Check:
 
     def _check_pair(self, one: Exchange, rows: Sequence[Row]) -> None:
         """Two aliases that are moved in one commit are seen moved together."""
-        digests = [row.digests[-1] for (target, _), row in zip(one.ask.rows, rows, strict=True) if target.parts[0].name in PAIR]
+        digests = [row.digests[-1] for (target, _), row in zip(one.ask.rows, rows, strict=True) if target.parts[0] in LIVE]
         if len({self.generations[digest] for digest in digests}) > 1:
             self._fault(one, f"a commit was seen half: {digests}")
 

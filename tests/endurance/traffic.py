@@ -77,19 +77,15 @@ class Mix:
 Shape = Callable[[Mix, Random], Ask]
 
 
-def _output(target: Target) -> str:
-    return target.output
-
-
 def _single(mix: Mix, random: Random) -> Ask:
     target, text = mix.one(random, mix.singles), mix.text(random)
-    body = {"model": target.model, "inputs": text, "output": _output(target)}
+    body = {"model": target.model, "inputs": text, "output": target.output}
     return Ask("one", "/v1/predict", body, ((target, text),))
 
 
 def _batch(mix: Mix, random: Random) -> Ask:
     target, some = mix.one(random, mix.singles), [mix.text(random) for _ in range(4)]
-    body = {"model": target.model, "inputs": some, "output": _output(target)}
+    body = {"model": target.model, "inputs": some, "output": target.output}
     return Ask("batch", "/v1/predict", body, tuple((target, text) for text in some))
 
 
@@ -106,7 +102,7 @@ def _mixed(mix: Mix, random: Random) -> Ask:
     """Rows of different models; two of them ask the same one, which must be the same version."""
     targets = [mix.one(random, mix.singles) for _ in range(3)]
     rows = tuple((target, mix.text(random)) for target in (*targets, targets[0]))
-    body = {"requests": [{"model": target.model, "inputs": text, "output": _output(target)} for target, text in rows]}
+    body = {"requests": [{"model": target.model, "inputs": text, "output": target.output} for target, text in rows]}
     return Ask("mixed", "/v1/predict", body, rows)
 
 
@@ -118,7 +114,8 @@ def _composed(mix: Mix, random: Random) -> Ask:
 def _weighted(mix: Mix, random: Random) -> Ask:
     target, some = mix.one(random, mix.weighted), [mix.text(random) for _ in range(2)]
     key = None if random.random() < 0.2 else KEYS[random.integers(len(KEYS))]
-    return Ask("weighted", "/v1/predict", {"model": target.model, "inputs": some}, tuple((target, text) for text in some), key)
+    body = {"model": target.model, "inputs": some, "output": target.output}
+    return Ask("weighted", "/v1/predict", body, tuple((target, text) for text in some), key)
 
 
 def _hub(mix: Mix, random: Random) -> Ask:
