@@ -16,6 +16,7 @@ from server.api.wire import services
 from server.errors import ApiError
 
 MAX_FILES = 256
+PIECE = 1 << 20  # bytes that are written at once
 SETUP = "adapter_setup.json"
 FILE_NAME = re.compile(r"(?:[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,127}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -31,8 +32,13 @@ async def body_file(request: Request) -> AsyncIterator[Path]:
     with tempfile.TemporaryDirectory(prefix="upload-", dir=services(request).scratch) as folder:
         path = Path(folder) / "package.safetensors"
         with path.open("wb") as file:
+            gathered = bytearray()
             async for chunk in request.stream():
-                await run_in_threadpool(file.write, chunk)
+                gathered += chunk
+                if len(gathered) >= PIECE:
+                    await run_in_threadpool(file.write, gathered)
+                    gathered = bytearray()
+            file.write(gathered)
         if path.stat().st_size == 0:
             raise ApiError(400, "empty_body", "The body is empty: send a package file, or a folder as multipart/form-data.")
         yield path
@@ -79,7 +85,7 @@ def _file_name(name: str | None, taken: dict[str, Path]) -> str:
 
 def _copy(part: UploadFile, target: Path) -> None:
     with target.open("wb") as file:
-        while chunk := part.file.read(1 << 20):
+        while chunk := part.file.read(PIECE):
             file.write(chunk)
 
 
