@@ -6,7 +6,6 @@ while somebody holds it.
 
 import fcntl
 import hashlib
-import os
 import shutil
 import tempfile
 import threading
@@ -18,41 +17,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapter_store.errors import Damaged, NotFound, StoreError
+from adapter_store.errors import NotFound, StoreError
+from adapter_store.files import Verified, damaged
 from adapter_store.names import DIGEST, shown
-
-
-class Verified:
-    """Which files have been found whole: each is hashed once for every time that it is written."""
-
-    def __init__(self) -> None:
-        self._whole: dict[Path, tuple[str, int, int, int]] = {}
-
-    def knows(self, path: Path, digest: str) -> bool:
-        """Whether the file has been found whole before and was not written since; costs no reading."""
-        try:
-            return self._whole.get(path) == _mark(path.stat(), digest)
-        except OSError:
-            return False
-
-    def holds(self, path: Path, digest: str) -> bool:
-        """Whether the file's bytes are those of the digest; raises OSError."""
-        if self.knows(path, digest):
-            return True
-        with path.open("rb") as file:
-            mark = _mark(os.fstat(file.fileno()), digest)
-            whole = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest
-        if whole:
-            self._whole[path] = mark
-        return whole
-
-    def trust(self, path: Path, digest: str) -> None:
-        """Takes a file for whole that was hashed while it was written."""
-        self._whole[path] = _mark(path.stat(), digest)
-
-    def forget(self, path: Path) -> None:
-        """Drops what is known of a file that is gone."""
-        self._whole.pop(path, None)
 
 
 class DiskCache:
@@ -65,9 +32,11 @@ class DiskCache:
         self._verified = Verified()
         self._lock = threading.Lock()
         self._sizes: OrderedDict[str, int] = OrderedDict()  # least recently used first
+        self._total = 0
         self._held: Counter[str] = Counter()
         self._unwanted: set[str] = set()  # forgotten while held
         self._flights: dict[str, Future[Path]] = {}
+        self._release: Callable[[], object]
         if folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="turret-cache-"))
             self._release = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -102,6 +71,10 @@ class DiskCache:
             else:
                 self._remove(digest)
 
+    def uses_blob(self, digest: str) -> bool:
+        """False: files of the cache do not need the blobs that they were downloaded from."""
+        return False
+
     def close(self) -> None:
         """Gives the folder free for another process; one that the cache made is removed. Not to be used after."""
         self._release()
@@ -110,7 +83,7 @@ class DiskCache:
     def size(self) -> int:
         """The bytes of all files."""
         with self._lock:
-            return sum(self._sizes.values())
+            return self._total
 
     def _present(self, digest: str) -> Path:
         path = self._path(digest)
@@ -141,11 +114,12 @@ class DiskCache:
             # Twice before the store is called damaged: the first bytes may have been cut off on their way.
             if not whole and not self._download(digest, path) and not self._download(digest, path):
                 path.unlink(missing_ok=True)
-                raise Damaged(f"The store's bytes of {digest} are not those that were published: publish the package again.")
+                raise damaged(digest)
             size = path.stat().st_size
         except OSError as error:
             raise StoreError(f"The disk cache {shown(str(self._folder))} cannot keep {digest}: {error}.") from error
         with self._lock:
+            self._total += size - self._sizes.get(digest, 0)
             self._sizes[digest] = size
             self._sizes.move_to_end(digest)
             self._make_room()
@@ -167,15 +141,15 @@ class DiskCache:
         return True
 
     def _make_room(self) -> None:
-        total = sum(self._sizes.values())
+        if self._total <= self._limit:
+            return
         for digest in [digest for digest in self._sizes if digest not in self._held]:
-            if total <= self._limit:
-                return
-            total -= self._sizes[digest]
             self._remove(digest)
+            if self._total <= self._limit:
+                return
 
     def _remove(self, digest: str) -> None:
-        self._sizes.pop(digest, None)
+        self._total -= self._sizes.pop(digest, 0)
         self._unwanted.discard(digest)
         path = self._path(digest)
         path.unlink(missing_ok=True)
@@ -199,8 +173,5 @@ class DiskCache:
         except OSError as error:
             raise StoreError(f"The folder {shown(str(self._folder))} cannot be used as a disk cache: {error}.") from error
         self._sizes.update((f"sha256:{stem}", size) for _, size, stem in sorted(left))
+        self._total = sum(self._sizes.values())
         self._make_room()
-
-
-def _mark(status: os.stat_result, digest: str) -> tuple[str, int, int, int]:
-    return digest, status.st_ino, status.st_size, status.st_mtime_ns

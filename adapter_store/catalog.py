@@ -244,7 +244,7 @@ class _Draft:
     def refer(self, record: VersionRecord) -> None:
         blob = self.blobs.get(record.digest, Blob())
         self.blobs[record.digest] = Blob(blob.generation, blob.references + 1)
-        for pin in record.summary.members:
+        for pin in set(record.summary.members):
             self.referrers[pin] = self.referrers.get(pin, frozenset()) | {record.reference}
 
     def _publish(self, change: Publish, time: str, by: str) -> None:
@@ -296,7 +296,7 @@ class _Draft:
     def _release(self, record: VersionRecord, time: str) -> None:
         blob = self.blobs[record.digest]
         self.blobs[record.digest] = Blob(blob.generation, blob.references - 1, time if blob.references == 1 else None)
-        for pin in record.summary.members:
+        for pin in set(record.summary.members):
             left = self.referrers[pin] - {record.reference}
             if left:
                 self.referrers[pin] = left

@@ -14,6 +14,7 @@ from adapter_store.names import DIGEST
 
 MAX_WEIGHTS = 16
 MAX_WEIGHT = 1_000_000
+MAX_BY = 200
 
 Name = Annotated[str, Field(min_length=1, max_length=129)]
 Alias = Annotated[str, Field(min_length=1, max_length=64)]
@@ -104,7 +105,7 @@ class Commit(Frozen):
     format: Literal["turret-log/1"] = "turret-log/1"
     n: int = Field(ge=1)
     time: str
-    by: str = Field(default="", max_length=200)
+    by: str = Field(default="", max_length=MAX_BY)
     id: str = Field(default="", max_length=64)
     changes: tuple[Change, ...] = Field(min_length=1)
 

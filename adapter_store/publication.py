@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapter_store.blobs import Blobs
-from adapter_store.cache import Verified
 from adapter_store.catalog import Catalog, VersionRecord
 from adapter_store.changes import Change, Publish, Summary
 from adapter_store.collection import blob_key
 from adapter_store.composition import parse, references
 from adapter_store.errors import AlreadyExists
+from adapter_store.files import Verified
 from adapter_store.names import Reference
 from adapter_store.package import Package
 from adapter_store.wishes import alias_changes
@@ -69,11 +69,15 @@ class Publication:
 
 
 class Uploads:
-    """The blobs of one publish: which generation of each is known to be in the store, and which were sent there."""
+    """The blobs of one publish: which generation of each is known to be in the store, and which were sent there.
 
-    def __init__(self, blobs: Blobs, verified: Verified, files: Mapping[str, tuple[Package, Path]]) -> None:
+    `damaged` are digests whose bytes in the store were found damaged; they are sent again.
+    """
+
+    def __init__(self, blobs: Blobs, verified: Verified, damaged: set[str], files: Mapping[str, tuple[Package, Path]]) -> None:
         self._blobs = blobs
         self._verified = verified
+        self._damaged = damaged
         self._files = files
         self._there: dict[str, int] = {}
         self.sent: set[str] = set()
@@ -91,11 +95,12 @@ class Uploads:
             if not self._has(key, package):
                 self.sent.add(digest)
                 self._blobs.put_file(key, path)
+                self._damaged.discard(digest)
             self._there[digest] = generation
 
     def _has(self, key: str, package: Package) -> bool:
         """Whether the key holds a package's bytes, as far as can be told without downloading them."""
-        if self._blobs.size(key) != package.size:
+        if package.digest in self._damaged or self._blobs.size(key) != package.size:
             return False
         path = self._blobs.local_path(key)
         try:

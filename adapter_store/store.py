@@ -12,19 +12,18 @@ import random
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from adapter_store.blobs import Blobs, open_blobs, probe
-from adapter_store.cache import DiskCache, Verified
+from adapter_store.cache import DiskCache
 from adapter_store.catalog import Catalog, Entry, VersionRecord
-from adapter_store.changes import Change, Collect, Commit, Delete, Publish
+from adapter_store.changes import MAX_BY, Change, Collect, Commit
 from adapter_store.collection import BATCH, FOLDER, blob_key, collectable
 from adapter_store.errors import Damaged, NotFound, StoreError
+from adapter_store.files import OwnFiles, Verified
 from adapter_store.limits import Limits
 from adapter_store.log import History, Log
 from adapter_store.manifest import Manifest
@@ -32,7 +31,7 @@ from adapter_store.methods import Backbone
 from adapter_store.names import Reference, check_alias, check_name
 from adapter_store.package import MAX_SIZE, Package, check_backbone, open_package, read_manifest
 from adapter_store.publication import Publication, Published, Uploads, summarise
-from adapter_store.wishes import AliasWish, DeleteWish, RollbackWish, UnaliasWish, Wish, plan
+from adapter_store.wishes import AliasWish, Changed, DeleteWish, RollbackWish, UnaliasWish, Wish, freed, plan
 
 __all__ = ["Changed", "Published", "Store", "summarise"]
 
@@ -41,16 +40,6 @@ _ATTEMPTS = 1000
 _STALLED = 60.0
 # Seconds that a writer who lost a race waits at most before the next attempt.
 _PATIENCE = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """What a change did: the state after it, its commit (None where everything was so already), and the digests that nothing refers
-    to any more. Their blobs wait for `collect`."""
-
-    catalog: Catalog
-    commit: Commit | None = None
-    freed: tuple[str, ...] = ()
 
 
 class Store:
@@ -73,8 +62,8 @@ class Store:
         self._lock = threading.Lock()
         self._log = Log(blobs, snapshot_every)
         self._verified = Verified()
-        self._held: Counter[str] = Counter()
-        self._cache = DiskCache(cache, cache_bytes, self._fetch) if blobs.root is None else None
+        self._damaged: set[str] = set()
+        self._files = OwnFiles(self._locate, self._verified) if blobs.root else DiskCache(cache, cache_bytes, self._fetch)
         self._catalog = self._log.newest_snapshot()
         self.refresh()
         self._log.snapshot(self._catalog)
@@ -101,8 +90,7 @@ class Store:
 
     def close(self) -> None:
         """Gives the disk cache's folder free for another process. The store is not to be used after."""
-        if self._cache is not None:
-            self._cache.close()
+        self._files.close()
 
     # Queries
 
@@ -196,7 +184,7 @@ class Store:
         publication = Publication(packages, alias, only_new, signature)
         self.refresh()
         self._catalog.tried(publication.changes(self._catalog))  # what is refused is refused before anything is sent
-        uploads = Uploads(self.blobs, self._verified, publication.files)
+        uploads = Uploads(self.blobs, self._verified, self._damaged, publication.files)
         try:
             uploads.send(self._catalog)
             catalog = self._commit(publication.changes, by, uploads).catalog
@@ -234,7 +222,7 @@ class Store:
         before, stalled = time.time() - grace, time.time() - max(grace, _STALLED)
         self.refresh()
         found = collectable(self._catalog, self.blobs.list(FOLDER), before)
-        digests = [digest for digest in found.digests if digest not in self._held]
+        digests = [digest for digest in found.digests if not self._files.uses_blob(digest)]
         collected = [digest for i in range(0, len(digests), BATCH) for digest in self._end(digests[i : i + BATCH])]
         for key in found.ended:
             self.blobs.delete(key)
@@ -250,21 +238,14 @@ class Store:
     def local(self, digest: str) -> Iterator[Path]:
         """A local file with the bytes of a package, to be read only, for as long as it is held: they are those that were published.
 
-        Raises NotFound, Damaged, and StoreError where they cannot be had now.
+        Raises NotFound, Damaged (publishing the package again mends it), and StoreError where they cannot be had now.
         """
-        if self._cache is not None:
-            with self._cache.hold(digest) as path:
-                yield path
-            return
-        with self._lock:
-            self._held[digest] += 1
         try:
-            yield self._own_file(digest)
-        finally:
-            with self._lock:
-                self._held[digest] -= 1
-                if not self._held[digest]:
-                    del self._held[digest]
+            with self._files.hold(digest) as path:
+                yield path
+        except Damaged:
+            self._damaged.add(digest)
+            raise
 
     def path(self, digest: str) -> Path:
         """`local` without holding: the file may be gone once the blob is collected or the disk cache needs its room."""
@@ -283,20 +264,12 @@ class Store:
 
     def forget(self, digest: str) -> None:
         """Drops a package from the disk cache: now, or once nobody holds it."""
-        if self._cache is not None:
-            self._cache.forget(digest)
+        self._files.forget(digest)
 
-    def _own_file(self, digest: str) -> Path:
+    def _locate(self, digest: str) -> Path:
         path = self.blobs.local_path(self._key(digest))
-        assert path is not None
-        try:
-            if self._verified.holds(path, digest):
-                return path
-        except FileNotFoundError:  # collected since
-            raise NotFound(f"The store at {self.blobs.url} holds no package {digest} any more.") from None
-        except OSError as error:
-            raise StoreError(f"The store at {self.blobs.url} cannot read {digest}: {error}.") from error
-        raise Damaged(f"The store's bytes of {digest} are not those that were published: publish the package again.")
+        assert path is not None  # in a folder store every key has one
+        return path
 
     def _fetch(self, digest: str) -> Iterator[bytes]:
         return self.blobs.chunks(self._key(digest))
@@ -322,7 +295,7 @@ class Store:
                 if not planned:
                     return Changed(before)
                 if uploads is None or not uploads.lacking(before):
-                    commit = Commit(n=before.n + 1, time=_now(), by=by, id=uuid.uuid4().hex, changes=tuple(planned))
+                    commit = Commit(n=before.n + 1, time=_now(), by=by[:MAX_BY], id=uuid.uuid4().hex, changes=tuple(planned))
                     after = before.after(commit)
                     if self._log.append(commit):
                         self._catalog = after
@@ -333,7 +306,7 @@ class Store:
         else:
             raise StoreError(f"The store at {self.blobs.url} is too busy: {_ATTEMPTS} other commits came first; try again.")
         self._log.snapshot(after)
-        return Changed(after, commit, _freed(before, after, commit))
+        return Changed(after, commit, freed(before, after, commit))
 
     def _end(self, digests: Iterable[str]) -> list[str]:
         """Ends the generation of those digests that nothing refers to, then deletes its keys; nobody writes these any more."""
@@ -349,18 +322,6 @@ class Store:
         for digest in ending:
             self.blobs.delete(blob_key(digest, seen[digest]))
         return ending
-
-
-def _freed(before: Catalog, after: Catalog, commit: Commit) -> tuple[str, ...]:
-    """Digests that a commit took the last reference from."""
-    touched: dict[str, None] = {}
-    for change in commit.changes:
-        if isinstance(change, Delete):
-            entry = before.find(change.name)
-            touched |= dict.fromkeys(record.digest for record in entry.versions.values()) if entry is not None else {}
-        elif isinstance(change, Publish):
-            touched[change.digest] = None
-    return tuple(digest for digest in touched if not after.holds(digest))
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""What people ask of the catalogue, and the changes that it takes in the state of the moment. Pure: no storage, no clock.
+"""What people ask of the catalogue, the changes that it takes in the state of the moment, and what came of them. No storage, no clock.
 
 A wish is planned anew whenever another writer was first, so it says what shall be, not which numbers are to be written.
 """
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from adapter_store.catalog import Catalog
-from adapter_store.changes import MAX_WEIGHT, MAX_WEIGHTS, Change, Delete, DropAlias, Publish, SetAlias, pointed
+from adapter_store.changes import MAX_WEIGHT, MAX_WEIGHTS, Change, Commit, Delete, DropAlias, Publish, SetAlias, pointed
 from adapter_store.errors import Conflict, InvalidName, NotFound
 from adapter_store.names import Reference, check_alias, check_name
 
@@ -93,6 +93,16 @@ class DeleteWish:
         return [Delete(name=self.name, version=self.version)]
 
 
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What a change did: the state after it, its commit (None where everything was so already), and the digests that nothing refers
+    to any more. Their blobs wait for `collect`."""
+
+    catalog: Catalog
+    commit: Commit | None = None
+    freed: tuple[str, ...] = ()
+
+
 Wish = PublishWish | AliasWish | UnaliasWish | RollbackWish | DeleteWish
 
 
@@ -104,6 +114,18 @@ def plan(wishes: Iterable[Wish], catalog: Catalog) -> list[Change]:
         catalog = catalog.tried(step)
         changes += step
     return changes
+
+
+def freed(before: Catalog, after: Catalog, commit: Commit) -> tuple[str, ...]:
+    """Digests that a commit took the last reference from."""
+    touched: dict[str, None] = {}
+    for change in commit.changes:
+        if isinstance(change, Delete):
+            entry = before.find(change.name)
+            touched |= dict.fromkeys(record.digest for record in entry.versions.values()) if entry is not None else {}
+        elif isinstance(change, Publish):
+            touched[change.digest] = None
+    return tuple(digest for digest in touched if not after.holds(digest))
 
 
 def alias_changes(catalog: Catalog, name: str, alias: str, target: int | Mapping[int, int]) -> list[Change]:

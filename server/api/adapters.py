@@ -40,9 +40,7 @@ class LoadRequest(Body):
 # The routes with more segments stand first: a name may hold a slash, so `{name:path}` would swallow them.
 
 
-@router.get(
-    "/{name:path}/versions/{version}/package", summary="Download a package", response_class=FileResponse, responses=PACKAGE_ANSWERS
-)
+@router.get("/{name:path}/versions/{version}/package", summary="Download a package", response_class=FileResponse, responses=PACKAGE_ANSWERS)
 async def download(request: Request, name: str, version: str) -> Response:
     """The package file's bytes; the ETag is its digest. `version` is a number, an alias or `latest`."""
     app = services(request)

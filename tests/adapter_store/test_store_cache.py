@@ -243,14 +243,15 @@ def test_damaged_bytes_are_never_used(place: Place, tmp_path: Path) -> None:
         check_sentence(caught.value)
 
 
-def test_publishing_again_mends_a_folder(tmp_path: Path) -> None:
-    place = Place("folder", str(tmp_path / "store"))
+def test_publishing_again_mends(place: Place, tmp_path: Path) -> None:
     store = place.open()
     path = package_file(tmp_path)
     digest = store.publish(path, "spam").record.digest
     damage(place, digest)
+    with pytest.raises(Damaged):
+        store.read(digest)
     assert store.publish(path, "spam").created is False
-    assert store.read(digest) == path.read_bytes()
+    assert store.read(digest) == path.read_bytes() == place.open().read(digest)
 
 
 @pytest.mark.parametrize("kind", ["memory", "s3"])
@@ -290,5 +291,5 @@ def test_a_folder_hashes_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def fail(*args: object) -> None:
         raise AssertionError("hashed again")
 
-    monkeypatch.setattr("adapter_store.cache.hashlib.file_digest", fail)
+    monkeypatch.setattr("adapter_store.files.hashlib.file_digest", fail)
     assert store.read(digest)

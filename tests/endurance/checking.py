@@ -71,7 +71,9 @@ class Check:
 
     def _check_numbers(self, one: Exchange, target: Target, text: str, row: Row) -> None:
         digests = row.digests
-        expected = self.solo.answer(target.setup(digests), digests[-1] if len(target.parts) == 1 else digests[target.head], text, target.output)
+        expected = self.solo.answer(
+            target.setup(digests), digests[-1] if len(target.parts) == 1 else digests[target.head], text, target.output
+        )
         if expected.shape != row.values.shape:
             self._fault(one, f"{target.model} answered {row.values.shape}, alone it is {expected.shape}")
             return

@@ -61,7 +61,9 @@ async def stocked(books: Books, client: httpx.AsyncClient, random: np.random.Gen
     assert answer.status_code == 201, answer.text
     books.held[FUSED] = Held({1: package.digest})
     books.timeline.moved(Part(FUSED), {package.digest: 1}, 0.0, 0.0)
-    stacks = [fleet.stack(Part(below, "prod"), Part(above, "prod")) for below, above in zip(languages, fleet.names("houlsby"), strict=False)]
+    stacks = [
+        fleet.stack(Part(below, "prod"), Part(above, "prod")) for below, above in zip(languages, fleet.names("houlsby"), strict=False)
+    ]
     pfeiffers = [Part(name, "prod") for name in fleet.names("pfeiffer")]
     averages = [fleet.average(first, second, 0.7) for first, second in zip(pfeiffers, pfeiffers[1:], strict=False)]
     return [*stacks, *averages, fleet.fused([digest for _, digest in members])]
@@ -85,7 +87,9 @@ async def loaded(
         before = await closed_loop(client, mix, random, 16, warm_up)
         capacity = len(before) / (max(one.received for one in before) - before[0].sent)
         shares = [list(mix.fleet.kinds)[number::OPERATORS] for number in range(OPERATORS)]
-        operators = [Operator(books, client, names, np.random.default_rng([seed, number])) for number, names in enumerate(_with_pair(shares))]
+        operators = [
+            Operator(books, client, names, np.random.default_rng([seed, number])) for number, names in enumerate(_with_pair(shares))
+        ]
         exchanges, *_ = await asyncio.gather(
             open_loop(client, mix, random, SHARE * capacity, seconds), *(operator.run(seconds, 0.2) for operator in operators)
         )

@@ -25,7 +25,28 @@ BOTTLENECKS: dict[str, Bottleneck] = {
     "houlsby": Bottleneck(mh_adapter=True, original_ln_before=False, non_linearity="silu"),
     "compacter": Bottleneck(phm_layer=True, reduction_factor=8, non_linearity="gelu"),
 }
-WORDS = "please book me a flight to Paris for tomorrow and tell Anna that the train from Berlin was late again".split()
+WORDS = [
+    "please",
+    "book",
+    "me",
+    "a",
+    "flight",
+    "to",
+    "Paris",
+    "for",
+    "tomorrow",
+    "and",
+    "tell",
+    "Anna",
+    "that",
+    "the",
+    "train",
+    "from",
+    "Berlin",
+    "was",
+    "late",
+    "again",
+]
 # How many names of each kind a fleet of size 1 has; `fused` is one always.
 COUNTS = {"pfeiffer": 12, "houlsby": 10, "compacter": 12, "lora": 8, "tagging": 10, "embedding": 10, "language": 6}
 PAIR = ("pair-a", "pair-b")

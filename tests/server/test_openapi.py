@@ -55,7 +55,12 @@ SOUND: dict[str, tuple[Any, ...]] = {
     "POST /v1/changes": (
         {"changes": [{"type": "alias", "name": "spam", "alias": "prod", "version": 1}]},
         {"changes": [{"type": "publish", "name": "copy", "source": "spam@1", "alias": "prod"}]},
-        {"changes": [{"type": "alias", "name": "copy", "alias": "prod", "weights": {"1": 3}}, {"type": "rollback", "name": "copy", "alias": "x"}]},
+        {
+            "changes": [
+                {"type": "alias", "name": "copy", "alias": "prod", "weights": {"1": 3}},
+                {"type": "rollback", "name": "copy", "alias": "x"},
+            ]
+        },
     ),
     "PUT /v1/adapters/{name}": tuple(tiny.adapter(tiny.KINDS["pfeiffer"], tiny.classifier("a"), seed) for seed in range(3)),
 }
