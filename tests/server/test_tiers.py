@@ -178,6 +178,16 @@ def test_a_set_is_taken_whole_or_not_at_all() -> None:
     drive(body)
 
 
+def test_what_turns_out_smaller_takes_no_more_than_it_is() -> None:
+    async def body(shelf: Shelf) -> None:
+        held = await shelf.tier.acquire({"a3": 9})
+        assert shelf.tier.bytes == 3
+        await shelf.use("b7")
+        shelf.tier.release(held)
+
+    drive(body)
+
+
 def test_overlapping_sets_do_not_lock_each_other() -> None:
     async def body(shelf: Shelf) -> None:
         async def over_and_over(*digests: str) -> None:
