@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from server.tiers import Entry, Held, LoadFailed, Tier, TooBig, Watch
+from server.room import Entry, Held
+from server.tiers import LoadFailed, Tier, TooBig, Watch
 
 Value = str
 
