@@ -16,6 +16,7 @@ from server.app import create_app
 from server.core import Caller, Terms
 from server.engine.engine import Engine
 from server.inference import Answer, Ask, Inference, Source
+from server.publishing import Upload
 from server.services import Services
 from server.settings import Settings
 from server.tasks.parameters import Parameters
@@ -46,7 +47,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / f"{name}.safetensors"
         manifest = Manifest(methods=KINDS[seed % len(KINDS)], head=tiny.classifier("a", "b", "c"), backbone=tiny.SPEC)
         path.write_bytes(tiny.package(manifest, seed))
-        app.state.services.publisher.package(path, name, None, False)
+        app.state.services.publisher.package(path, Upload(name))
     return folder
 
 
