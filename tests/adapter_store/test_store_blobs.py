@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Place
+from places import Place
 from samples import check_sentence, package_file
 
 from adapter_store.blobs import _IMPATIENT_CLIENT, Folder, open_blobs
