@@ -1,4 +1,4 @@
-"""The places that tests of the store run on."""
+"""A store on each kind of place (places.py)."""
 
 from pathlib import Path
 

@@ -106,9 +106,7 @@ def test_urls_that_are_no_store(url: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "url", ["s3://bucket/x", "gs://bucket/x", "az://account/container/x", "abfss://container@account.dfs.core.windows.net/x"]
-)
+@pytest.mark.parametrize("url", ["s3://bucket/x", "gs://bucket/x", "az://container/x", "abfss://container@account.dfs.core.windows.net/x"])
 def test_object_stores_are_opened_by_their_url(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "bm90LWEtc2VjcmV0")
