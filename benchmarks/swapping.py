@@ -3,7 +3,8 @@
 Publish to first answer: from the first byte of the upload to the answer of the new version, by itself and beside a light load. Cold load:
 the first answer of an adapter that is on the disk alone, and of one that is on the host, beside a warm one of the same text. Throughput
 with the working set at 0.5, 1, 2 and 4 times the slots, adapters drawn evenly and by Zipf's law, once where the host holds what the device
-does not and once where it comes from the disk (its pages in the system's cache); windows in turn, medians. Memory of 1,000 resident adapters.
+does not and once where it comes from the disk (its pages in the system's cache); windows in turn, medians. Memory of 1,000 resident
+adapters of two kinds.
 """
 
 import argparse
@@ -114,7 +115,7 @@ def publishing(server: Server, spec: Backbone, publishes: int, warm: Sequence[st
 
 
 def cold(server: Server, names: Sequence[str], text: str) -> Figures:
-    """The first answers of adapters that the server has not touched since its start, of the same once they are on the host alone, and warm."""
+    """The first answers of adapters that the server has not touched since its start, and of the same from the host, beside warm ones."""
     times: dict[str, list[float]] = {"disk": [], "host": [], "warm": []}
     with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client:
         for _ in range(3):
@@ -211,7 +212,7 @@ def measured(folder: Path, options: argparse.Namespace) -> Figures:
     tiers = {"on the host": {}, "on the disk": {"host_memory": device}}
     for place, flags in tiers.items():
         with running(folder / place.replace(" ", "-"), **FLAGS, store=folder / "store", device_memory=device, **flags) as server:
-            figures = throughput(server, names, options.slots, texts, options.turns, options.seconds)
+            figures = throughput(server, names, options.slots, texts, options.repeats, options.seconds)
             results[f"throughput, the rest {place}"] = figures
     for kind, manifest in manifests.items():
         store = folder / f"store-{kind}"
@@ -257,7 +258,7 @@ def main() -> None:
     parser.add_argument("--publishes", type=int, default=100)
     parser.add_argument("--cold", type=int, default=100)
     parser.add_argument("--slots", type=int, default=64)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--resident", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=7)

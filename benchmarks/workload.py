@@ -60,5 +60,5 @@ def stocked(store: Path, name: str, manifest: Manifest, count: int) -> list[str]
 
 def sentences(rng: np.random.Generator, count: int) -> list[str]:
     """Texts of the lengths that `lengths` draws, of short words, so that a word is a token."""
-    words = "the a to of and in is it you that he was for on are with as his they at be this from have or by one had not but".split()
+    words = ("the", "a", "to", "of", "and", "in", "is", "it", "you", "that", "he", "was", "for", "on", "are", "with", "as", "his", "they")
     return [" ".join(rng.choice(words, max(1, tokens - 2))) for tokens in lengths(rng, count)]

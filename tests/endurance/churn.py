@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Outcome:
 
 
 async def stocked(books: Books, client: httpx.AsyncClient, random: np.random.Generator) -> list[Target]:
-    """Publishes two versions of every name with aliases `prod`, `canary` and the fixed `split`, the pair and a fusion. Returns the compositions."""
+    """Publishes two versions of every name with aliases `prod`, `canary` and the fixed `split`, a pair, a fusion; returns compositions."""
     fleet = books.fleet
     operator = Operator(books, client, list(fleet.kinds), random)
     for name in fleet.kinds:
@@ -66,7 +67,7 @@ async def stocked(books: Books, client: httpx.AsyncClient, random: np.random.Gen
         fleet.stack(Part(below, "prod"), Part(above, "prod")) for below, above in zip(languages, fleet.names("houlsby"), strict=False)
     ]
     pfeiffers = [Part(name, "prod") for name in fleet.names("pfeiffer")]
-    averages = [fleet.average(first, second, 0.7) for first, second in zip(pfeiffers, pfeiffers[1:], strict=False)]
+    averages = [fleet.average(first, second, 0.7) for first, second in pairwise(pfeiffers)]
     return [*stacks, *averages, fleet.fused([digest for _, digest in members])]
 
 

@@ -124,7 +124,12 @@ class Fleet:
         """A fusion of published adapters, given by name and digest."""
         pinned = ", ".join(f"{name}@{digest}" for name, digest in members)
         return self._kept(
-            Manifest(methods={"fusion": Fusion(leave_out=self._lower)}, head=CLASSIFY, composition=f"fuse[self]({pinned})", backbone=self.backbone)
+            Manifest(
+                methods={"fusion": Fusion(leave_out=self._lower)},
+                head=CLASSIFY,
+                composition=f"fuse[self]({pinned})",
+                backbone=self.backbone,
+            )
         )
 
     def names(self, kind: str) -> list[str]:
