@@ -4,7 +4,7 @@
     memory://                       for tests
     s3://bucket/prefix              AWS_ENDPOINT, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ALLOW_HTTP ...
     gs://bucket/prefix              GOOGLE_SERVICE_ACCOUNT, GOOGLE_APPLICATION_CREDENTIALS ...
-    az://account/container/prefix   AZURE_STORAGE_ACCOUNT_KEY, AZURE_ENDPOINT ...
+    az://container/prefix           AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY ...
 
 Credentials and endpoints come from the environment, under the names that obstore reads. All verbs are atomic: a key holds its
 whole bytes or does not exist.
@@ -44,7 +44,7 @@ _PART = 8 << 20
 _PARTS_AT_ONCE = 4
 _CHUNK = 1 << 20
 _STAGED = "staged"
-_KNOWN = "a folder (a plain path or file:///path), s3://bucket/prefix, gs://bucket/prefix or az://account/container"
+_KNOWN = "a folder (a plain path or file:///path), s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,7 @@ def create_app(settings: Settings) -> FastAPI:
             workers.shutdown(cancel_futures=True)
             loaders.shutdown(cancel_futures=True)
             access.audit.close()
+            store.close()
             scratch.close()
 
     app = FastAPI(

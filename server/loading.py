@@ -104,6 +104,7 @@ class Loader:
 
     async def _cross(self) -> None:
         """Takes the steps that have gathered to the engine thread, until there are none."""
+        steps: list[tuple[Step, asyncio.Future[Any]]] = []
         try:
             while self._steps:
                 steps, self._steps = self._steps, []
@@ -120,6 +121,8 @@ class Loader:
                         future.set_exception(fault)
         finally:
             self._crossing = None
+            for _, future in (*steps, *self._steps):  # closed while they were under way
+                future.cancel()
 
 
 def _outcome(step: Step) -> tuple[Any, Exception | None]:

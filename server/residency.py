@@ -8,11 +8,12 @@ rows run, and lets go. What it does where they are not on the device is its own 
 import asyncio
 import logging
 from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, Literal, NamedTuple, Protocol
 
-from server.tiers import Entry, Held, LoadFailed, Tier, TooBig, Watch
+from server.leases import Lease, Leases
+from server.room import Entry, Held
+from server.tiers import LoadFailed, Tier, TooBig, Watch
 
 log = logging.getLogger(__name__)
 
@@ -47,46 +48,6 @@ class Moves(Protocol):
     async def close(self) -> None: ...
 
 
-@dataclass(slots=True, eq=False)
-class _Lease:
-    """Requests admitted with a digest since the last time it was dropped."""
-
-    digest: str
-    count: int = 0
-    dropped: bool = False
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-class Leases:
-    """One request's leases, from the moment this is made until `end`, or until the context is left."""
-
-    def __init__(self, held: dict[str, list[_Lease]], digests: Iterable[str]) -> None:
-        self._held, self._mine = held, []
-        for digest in dict.fromkeys(digests):
-            taken = held.setdefault(digest, [])
-            if not taken or taken[-1].dropped:
-                taken.append(_Lease(digest))
-            taken[-1].count += 1
-            self._mine.append(taken[-1])
-
-    def __enter__(self) -> "Leases":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.end()
-
-    def end(self) -> None:
-        """Ends them, if that was not done yet."""
-        mine, self._mine = self._mine, []
-        for lease in mine:
-            lease.count -= 1
-            if not lease.count:
-                lease.over.set()
-                self._held[lease.digest].remove(lease)
-                if not self._held[lease.digest]:
-                    del self._held[lease.digest]
-
-
 class Occupied(NamedTuple):
     """What a tier holds."""
 
@@ -113,7 +74,7 @@ class Residency:
         self._host: Tier[Any] = Tier("host", host_memory, loader.read, age_cap=age_cap, watch=watch)
         self._device: Tier[Any] = Tier("device", device_memory, self._to_device, self._off_device, age_cap, watch)
         self._sizes: dict[str, tuple[int, int]] = {}
-        self._leases: dict[str, list[_Lease]] = {}
+        self._leases: dict[str, list[Lease]] = {}
         self._warming: set[frozenset[str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._load_seconds = FIRST_LOAD_SECONDS

@@ -8,12 +8,12 @@ holds any. Sets that are here are taken at once; the others wait in order of arr
 
 import asyncio
 from collections import OrderedDict, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Generic, TypeVar
+from typing import Generic
 
-V = TypeVar("V")
+from server.room import Entry, Held, Room, V
 
 
 class TooBig(Exception):
@@ -26,30 +26,6 @@ class LoadFailed(Exception):
     def __init__(self, digest: str) -> None:
         super().__init__(f"The package {digest[:12]} could not be loaded.")
         self.digest = digest
-
-
-@dataclass(slots=True, eq=False)
-class Entry(Generic[V]):
-    """A package that is in a tier or on its way. `size` is at most what was asked for, and exact once it is loaded.
-
-    closed: whoever asks for it now waits for its turn. spare: it is kept for better times, and nobody asked for it since.
-    """
-
-    digest: str
-    size: int
-    loaded: asyncio.Future[None]
-    value: V | None = None
-    users: int = 0
-    closed: bool = False
-    spare: bool = False
-
-    @property
-    def ready(self) -> bool:
-        """Whether it is there."""
-        return self.loaded.done() and not self.loaded.cancelled() and self.loaded.exception() is None
-
-
-Held = tuple[Entry[V], ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -69,8 +45,8 @@ class Watch:
     waited: Callable[[float, str], None] = field(default=lambda seconds, outcome: None)
 
 
-class Tier(Generic[V]):
-    """Packages by digest. `load` brings one and returns it with its bytes; `evicted` is told, in the same step, of each that went."""
+class Tier(Room[V]):
+    """A room that packages are brought to. `load` brings one and returns it with its bytes; `evicted` is told of each that went."""
 
     def __init__(
         self,
@@ -81,59 +57,25 @@ class Tier(Generic[V]):
         age_cap: float = 0.25,
         watch: Watch | None = None,
     ) -> None:
-        self.name, self.budget = name, budget
-        self.bytes = 0
-        self._load, self._evicted, self._age_cap, self._watch = load, evicted, age_cap, watch or Watch()
-        self._entries: OrderedDict[str, Entry[V]] = OrderedDict()  # the least recently taken first
-        # Ready, unused and unpinned: the spare ones go first, then the others, each in the order of these.
-        self._spare: OrderedDict[str, Entry[V]] = OrderedDict()
-        self._idle: OrderedDict[str, Entry[V]] = OrderedDict()
-        self._idle_bytes = self._spare_bytes = 0
-        self._pinned: dict[str, Entry[V]] = {}
+        watching = watch or Watch()
+
+        def went(entry: Entry[V]) -> None:
+            watching.evicted(name)
+            evicted(entry)
+
+        super().__init__(budget, went)
+        self.name = name
+        self._load, self._age_cap, self._watch = load, age_cap, watching
         self._queue: OrderedDict[_Waiter[V], None] = OrderedDict()
         self._wanting: defaultdict[str, dict[_Waiter[V], None]] = defaultdict(dict)
         self._closer: _Waiter[V] | None = None
-        self._closed: dict[str, Entry[V]] = {}
         self._alarm: asyncio.TimerHandle | None = None
         self._loads: set[asyncio.Task[None]] = set()
-
-    def __contains__(self, digest: str) -> bool:
-        entry = self._entries.get(digest)
-        return entry is not None and entry.ready
-
-    def __iter__(self) -> Iterator[str]:
-        """The digests in the tier or on their way into it."""
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
     @property
     def waiting(self) -> int:
         """How many wait for room."""
         return len(self._queue)
-
-    def get(self, digest: str) -> Entry[V] | None:
-        """A package that is here or on its way."""
-        return self._entries.get(digest)
-
-    def open(self, digest: str) -> bool:
-        """Whether a package is here and could be taken at once."""
-        entry = self._entries.get(digest)
-        return entry is not None and entry.ready and not entry.closed
-
-    def pinned(self, digest: str) -> bool:
-        """Whether a package is kept until it is unpinned."""
-        return digest in self._pinned
-
-    @property
-    def limit(self) -> int:
-        """Bytes that the unpinned may take."""
-        return self.budget - sum(entry.size for entry in self._pinned.values())
-
-    def weight(self, needs: Mapping[str, int]) -> int:
-        """Bytes of the unpinned of a set."""
-        return sum(size for digest, size in needs.items() if digest not in self._pinned)
 
     def check(self, needs: Mapping[str, int]) -> None:
         """Raises TooBig for what can never fit."""
@@ -197,14 +139,6 @@ class Tier(Generic[V]):
         """Whether a package is here or would fit in what is free and spare."""
         return digest in self._entries or (not self._queue and size <= self.budget - self.bytes + self._spare_bytes)
 
-    def cool(self, digest: str) -> None:
-        """Makes a package that nobody uses spare, and the first to go."""
-        entry = self._idle.get(digest)
-        if entry is not None:
-            entry.spare = True
-            self._place(entry)
-            self._spare.move_to_end(digest, last=False)
-
     def offer(self, digest: str, value: V, size: int) -> None:
         """Takes in a package that is at hand anyway, as a spare one, where what is free and spare is enough."""
         if digest in self._entries or not self.spares(digest, size):
@@ -214,11 +148,6 @@ class Tier(Generic[V]):
         entry.value, entry.spare = value, True
         entry.loaded.set_result(None)
         self._place(entry)
-
-    async def settle(self, digest: str) -> None:
-        """Waits for what is on its way."""
-        while (entry := self._entries.get(digest)) is not None and not entry.loaded.done():
-            await asyncio.wait([entry.loaded])
 
     def remove(self, digest: str) -> bool:
         """Evicts a package that nobody uses, pinned or not; whether it is gone."""
@@ -265,7 +194,7 @@ class Tier(Generic[V]):
             elif self.weight(head.needs) > self.limit:  # pins came between
                 self._leave(head)
                 head.granted.set_exception(TooBig("What is pinned meanwhile leaves no room for the packages of the request: unpin some."))
-            elif self._present(head.needs) or self._missing(head) <= self._room(head):
+            elif self._present(head.needs) or self._missing(head) <= self._room(head.needs):
                 self._admit(head)
             else:
                 self._press(head)
@@ -321,79 +250,8 @@ class Tier(Generic[V]):
                 self._closed[entry.digest] = entry
                 lacking -= entry.size
 
-    # What is here
-
-    def _present(self, needs: Iterable[str]) -> bool:
-        """Whether a set is here or on its way, and open."""
-        return all((entry := self._entries.get(digest)) is not None and not entry.closed for digest in needs)
-
     def _missing(self, waiter: _Waiter[V]) -> int:
         return sum(size for digest, size in waiter.needs.items() if digest not in self._entries)
-
-    def _room(self, waiter: _Waiter[V]) -> int:
-        """Bytes that are free or could be freed at once for a waiter."""
-        own = sum(self._entries[digest].size for digest in waiter.needs if digest in self._idle or digest in self._spare)
-        return self.budget - self.bytes + self._idle_bytes - own
-
-    def _hold(self, digests: Iterable[str]) -> Held[V]:
-        held = tuple(self._entries[digest] for digest in digests)
-        for entry in held:
-            entry.users += 1
-            entry.spare = False
-            self._entries.move_to_end(entry.digest)
-            self._place(entry)
-        return held
-
-    def _place(self, entry: Entry[V]) -> None:
-        """Among the idle, the spare or neither, as the entry now is."""
-        here = self._entries.get(entry.digest) is entry
-        idle = here and entry.ready and not entry.users and entry.digest not in self._pinned
-        for spare, among in ((False, self._idle), (True, self._spare)):
-            belongs = idle and entry.spare == spare
-            if belongs == (among.get(entry.digest) is entry):
-                continue
-            change = entry.size if belongs else -entry.size
-            if belongs:
-                among[entry.digest] = entry
-            else:
-                del among[entry.digest]
-            self._idle_bytes += change
-            self._spare_bytes += change * spare
-
-    def _going(self) -> Iterator[Entry[V]]:
-        """Those that could go now, the first to go first."""
-        return chain(self._spare.values(), self._idle.values())
-
-    def _make_room(self, size: int, spared: Iterable[str]) -> None:
-        """Evicts of those that could go as many as are needed; that there are enough was seen before."""
-        going, lacking = [], size - (self.budget - self.bytes)
-        for entry in self._going():
-            if lacking <= 0:
-                break
-            if entry.digest not in spared:
-                going.append(entry)
-                lacking -= entry.size
-        for entry in going:
-            self._evict(entry)
-
-    def _enter(self, digest: str, size: int) -> Entry[V]:
-        entry: Entry[V] = Entry(digest, size, asyncio.get_running_loop().create_future())
-        entry.loaded.add_done_callback(lambda future: future.cancelled() or future.exception())  # heard of, if by nobody
-        self._entries[digest] = entry
-        self.bytes += size
-        return entry
-
-    def _evict(self, entry: Entry[V]) -> None:
-        self._take_out(entry)
-        self._watch.evicted(self.name)
-        self._evicted(entry)
-
-    def _take_out(self, entry: Entry[V]) -> None:
-        del self._entries[entry.digest]
-        self._closed.pop(entry.digest, None)
-        self._pinned.pop(entry.digest, None)
-        self._place(entry)
-        self.bytes -= entry.size
 
     async def _bring(self, entry: Entry[V]) -> None:
         loop = asyncio.get_running_loop()

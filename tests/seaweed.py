@@ -43,6 +43,7 @@ class Seaweed:
 @contextmanager
 def seaweed(folder: Path) -> Iterator[Seaweed]:
     """Starts the server, makes the bucket, and kills the server in the end; raises RuntimeError if it does not come up."""
+    folder = folder.resolve()
     data, log = folder / "data", folder / "weed.log"
     data.mkdir(parents=True)
     (folder / "identities.json").write_text(json.dumps(_identities()))

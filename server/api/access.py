@@ -77,7 +77,7 @@ class State:
 
     caller: Caller | None = None
     notes: dict[str, Any] = field(default_factory=dict)
-    lot: str = field(default_factory=lambda: secrets.token_hex(8))
+    lot: str = field(default_factory=lambda: secrets.token_hex(8), compare=False)
 
 
 def state_of(scope: Any) -> State:

@@ -175,7 +175,7 @@ class Bank:
         wanted = tuple(slots)
         if wanted != self._taken_slots:
             self._taken_slots, self._taken_tensors = wanted, self.shape.views(torch.stack([self._slots[slot] for slot in slots]))
-        return self._taken_tensors[site]
+        return {name: tensor.contiguous() for name, tensor in self._taken_tensors[site].items()}
 
 
 def _expand(name: str, tensors: Named, below: int = 0) -> Tensor:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Place
+from places import Place
 from samples import BACKBONE, MANIFEST, check_sentence, package, package_file
 
 from adapter_store.catalog import Entry

@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from conftest import Place
+from places import Place
 from samples import check_sentence, package_file
 
 from adapter_store.cache import DiskCache

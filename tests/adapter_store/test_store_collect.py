@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Place
+from places import Place
 from samples import MANIFEST, package_file
 
 from adapter_store.blobs import Blobs

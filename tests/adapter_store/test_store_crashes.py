@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import Place
+from places import Place
 from samples import MANIFEST, package
 from writers import names_of
 

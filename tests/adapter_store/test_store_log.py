@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Place
+from places import Place
 from samples import MANIFEST, check_sentence, package_file
 
 from adapter_store.blobs import Blobs

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import Place
+from places import Place
 from samples import package_file
 
 from adapter_store.errors import AlreadyExists, NotFound

@@ -329,7 +329,9 @@ def request_of(headers: dict[str, str], caller: Caller | None) -> Any:
 
 def test_terms() -> None:
     caller = Caller("acme-ci")
-    assert terms(request_of({}, LOCAL)) == Terms(LOCAL, None, "wait")
+    drawn = [terms(request) for request in (request_of({}, LOCAL), request_of({}, LOCAL))]
+    assert drawn == [Terms(LOCAL, one.key, "wait") for one in drawn]
+    assert drawn[0].key != drawn[1].key, "each request draws anew where nothing says who asks"
     assert terms(request_of({}, caller)) == Terms(caller, "acme-ci", "wait")
     assert terms(request_of({"x-turret-key": "user 7", "x-turret-cold": "refuse"}, caller)) == Terms(caller, "user 7", "refuse")
     assert terms(request_of({"x-turret-key": "~" * 256}, LOCAL)).key == "~" * 256

@@ -16,6 +16,7 @@ from server.app import create_app
 from server.core import Caller, Terms
 from server.engine.engine import Engine
 from server.inference import Answer, Ask, Inference, Source
+from server.publishing import Upload
 from server.services import Services
 from server.settings import Settings
 from server.tasks.parameters import Parameters
@@ -46,7 +47,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / f"{name}.safetensors"
         manifest = Manifest(methods=KINDS[seed % len(KINDS)], head=tiny.classifier("a", "b", "c"), backbone=tiny.SPEC)
         path.write_bytes(tiny.package(manifest, seed))
-        app.state.services.publisher.package(path, name, None, False)
+        app.state.services.publisher.package(path, Upload(name))
     return folder
 
 
@@ -235,12 +236,12 @@ def test_what_was_admitted_before_a_delete_is_answered(house: Path, solo: dict[t
 
     async def body(app: Services) -> None:
         digest = app.store.show("p07").latest.digest
+        app.router.read(digest)  # the manifest is at hand, so that the request is admitted in its first step
         asking = asyncio.ensure_future(answers(app, [ask("p07", 2)]))
         await asyncio.sleep(0)
         assert app.residency.resident(digest) == {"device": False, "host": False, "pinned": False}
         await app.residency.drop(digest)
-        assert asking.done()
-        assert same(asking.result()[0], solo["p07", 2])
+        assert same((await asking)[0], solo["p07", 2])
         assert app.residency.resident(digest) == {"device": False, "host": False, "pinned": False}
 
     drive(house, body)

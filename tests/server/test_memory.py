@@ -18,6 +18,7 @@ from adapter_store.package import TensorData, open_package, write_package
 from server.core import Fuse, Readout, Route, Sequence, Setup, Use
 from server.engine.backbone import Backbone, load_backbone
 from server.engine.engine import Engine
+from server.engine.program import FoldedFusion
 from server.engine.staging import Staged
 
 BOTTLENECKS: dict[str, dict[str, Method]] = {kind: {"bottleneck": config} for kind, config in tiny.KINDS.items()}
@@ -126,6 +127,8 @@ def test_programs_keep_within_their_budget_and_answer_the_same(backbone: Backbon
         manifest = Manifest(methods={"fusion": tiny.FUSIONS["dynamic"]}, composition=composition, backbone=tiny.SPEC)
         load(engine, tmp_path, "f", tiny.package(manifest, 7, scale=0.05))
     setups: list[Setup] = [Fuse("f", (Use(f"m{a}"), Use(f"m{b}"))) for a in range(6) for b in range(6) if a != b]
+    together = engines[0]._programs.of(setups).values()
+    assert sum(one.folded.nbytes for program in together for one in program.sites.values() if isinstance(one, FoldedFusion)) <= budget
     chance = random.Random(0)
     for _ in range(12):
         rows = [row(Route("fused", setup=chance.choice(setups)), seed) for seed in range(chance.choice([1, 8, 30]))]

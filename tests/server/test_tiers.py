@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from server.tiers import Entry, Held, LoadFailed, Tier, TooBig, Watch
+from server.room import Entry, Held
+from server.tiers import LoadFailed, Tier, TooBig, Watch
 
 Value = str
 
@@ -174,6 +175,16 @@ def test_a_set_is_taken_whole_or_not_at_all() -> None:
         shelf.release(busy)
         shelf.release(await waits)
         assert set(shelf.there) == {"a3", "b3"}
+
+    drive(body)
+
+
+def test_what_turns_out_smaller_takes_no_more_than_it_is() -> None:
+    async def body(shelf: Shelf) -> None:
+        held = await shelf.tier.acquire({"a3": 9})
+        assert shelf.tier.bytes == 3
+        await shelf.use("b7")
+        shelf.tier.release(held)
 
     drive(body)
 
