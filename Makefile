@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BACKBONE_SHA256 := 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
 
-.PHONY: help venv serve demo test check format bench compose-test clean
+.PHONY: help venv serve demo test check format bench load-test kill-test compose-test clean
 
 help: ## List the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -40,9 +40,16 @@ format: $(STAMP) ## Put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## Packed against padded, many adapters against none, and what each method costs
+bench: $(STAMP) ## Packed against padded, many adapters against none, what each method costs, and what a hot swap costs
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.packed $(ARGS)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.methods $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.swapping $(ARGS)
+
+load-test: $(STAMP) ## Two minutes of mixed load while versions are published, moved and deleted; every answer is checked
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.endurance.churn $(ARGS)
+
+kill-test: $(STAMP) ## kill -9 at 50 random moments with one server, and 50 with two on one store
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.endurance.kills $(ARGS)
 
 compose-test: ## Build the image, bring it up, push, predict, restart, predict, take it down
 	bash deploy/compose-test.sh

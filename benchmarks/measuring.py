@@ -3,10 +3,11 @@
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -22,6 +23,11 @@ def in_turn(contenders: dict[str, Callable[[], object]], repeats: int) -> dict[s
             run()
             times[name].append(time.perf_counter() - began)
     return {name: median(values) for name, values in times.items()}
+
+
+def milliseconds(times: Sequence[float]) -> dict[str, float]:
+    """Median and 99th percentile of seconds, in milliseconds."""
+    return {f"p{share}": float(np.percentile(times, share)) * 1000 for share in (50, 99)}
 
 
 def machine() -> dict[str, Any]:

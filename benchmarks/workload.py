@@ -1,10 +1,15 @@
 """What is measured on: rows of mixed lengths as real traffic has them, and adapters with random weights."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import torch
 
 from adapter_store.manifest import Head, Manifest
 from adapter_store.methods import Backbone, Method
+from adapter_store.package import TensorData, write_package
+from adapter_store.store import Store
 from server.core import Readout, Route, Sequence, Setup
 from server.engine.loader import LoadedPackage, package_of
 
@@ -30,3 +35,30 @@ def random_package(
     manifest = Manifest(methods=methods, head=head, composition=composition, backbone=backbone)
     generator = torch.Generator().manual_seed(seed)
     return package_of(manifest, {name: torch.randn(shape, generator=generator) * scale for name, shape in manifest.tensors().items()})
+
+
+def package_bytes(manifest: Manifest, seed: int, scale: float = 0.02) -> bytes:
+    """A package file with normal random weights of standard deviation `scale`."""
+    random = np.random.default_rng(seed)
+    values = {name: random.standard_normal(shape, dtype=np.float32) * scale for name, shape in manifest.tensors().items()}
+    return write_package(manifest, {name: TensorData("F32", value.shape, value.tobytes()) for name, value in values.items()})
+
+
+def stocked(store: Path, name: str, manifest: Manifest, count: int) -> list[str]:
+    """Publishes `count` packages of a kind as `name-0`, `name-1` ... in one commit; returns their names."""
+    opened = Store.open(str(store))
+    names = [f"{name}-{number}" for number in range(count)]
+    with TemporaryDirectory(prefix="turret-bench-") as folder:
+        packages = []
+        for number, one in enumerate(names):
+            path = Path(folder) / one
+            path.write_bytes(package_bytes(manifest, number))
+            packages.append((one, opened.examine(path, one), path))
+        opened.publish_all(packages)
+    return names
+
+
+def sentences(rng: np.random.Generator, count: int) -> list[str]:
+    """Texts of the lengths that `lengths` draws, of short words, so that a word is a token."""
+    words = ("the", "a", "to", "of", "and", "in", "is", "it", "you", "that", "he", "was", "for", "on", "are", "with", "as", "his", "they")
+    return [" ".join(rng.choice(words, max(1, tokens - 2))) for tokens in lengths(rng, count)]

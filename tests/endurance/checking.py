@@ -1,4 +1,4 @@
-"""What must hold of the load test's answers: each is the solo answer of the digests that it names, and these were in force when it was asked."""
+"""What must hold of the load test's answers: each is the solo answer of the digests it names, which were in force when it was asked."""
 
 import json
 from collections import Counter, defaultdict

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ GRACE = 2
 class Outcome:
     """What the load test found: figures for people, faults that must not be, and what was checked."""
 
+    fleet: Fleet
     figures: dict[str, Any] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     check: Check | None = None
@@ -43,7 +45,7 @@ class Outcome:
 
 
 async def stocked(books: Books, client: httpx.AsyncClient, random: np.random.Generator) -> list[Target]:
-    """Publishes two versions of every name with aliases `prod`, `canary` and the fixed `split`, the pair and a fusion. Returns the compositions."""
+    """Publishes two versions of every name with aliases `prod`, `canary` and the fixed `split`, a pair, a fusion; returns compositions."""
     fleet = books.fleet
     operator = Operator(books, client, list(fleet.kinds), random)
     for name in fleet.kinds:
@@ -65,16 +67,16 @@ async def stocked(books: Books, client: httpx.AsyncClient, random: np.random.Gen
         fleet.stack(Part(below, "prod"), Part(above, "prod")) for below, above in zip(languages, fleet.names("houlsby"), strict=False)
     ]
     pfeiffers = [Part(name, "prod") for name in fleet.names("pfeiffer")]
-    averages = [fleet.average(first, second, 0.7) for first, second in zip(pfeiffers, pfeiffers[1:], strict=False)]
+    averages = [fleet.average(first, second, 0.7) for first, second in pairwise(pfeiffers)]
     return [*stacks, *averages, fleet.fused([digest for _, digest in members])]
 
 
-def mix_of(fleet: Fleet, compositions: Sequence[Target]) -> Mix:
+def mix_of(fleet: Fleet, compositions: Sequence[Target], sentences: int) -> Mix:
     """Every name by its `latest`, its `prod` and, with weights, its `canary` and `split`."""
     callable_ = [name for name, manifest in fleet.kinds.items() if manifest.head is not None]
     singles = [fleet.single(Part(name, alias)) for name in callable_ for alias in ("latest", "prod")]
     weighted = [fleet.single(Part(name, alias)) for name in callable_[::4] for alias in ("canary", "split")]
-    return Mix(fleet, singles, compositions, weighted, texts(8))
+    return Mix(fleet, singles, compositions, weighted, texts(sentences))
 
 
 async def loaded(
@@ -107,14 +109,14 @@ async def working_set(server: Server, fleet: Fleet, books: Books, seed: int) -> 
     random = np.random.default_rng(seed)
     async with httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT, limits=LIMITS) as client:
         compositions = await stocked(books, client, random)
-        mix = mix_of(fleet, compositions)
+        mix = mix_of(fleet, compositions, 1)
         for target in (*mix.singles, *compositions):
             answer = await client.post("/v1/predict", json={"model": target.model, "inputs": "t"})
             assert answer.status_code == 200, answer.text
     return compositions, server.metric("turret_tier_bytes", "device")
 
 
-def load_test(folder: Path, seconds: float, warm_up: float, size: float = 1.0, seed: int = 11) -> Outcome:
+def load_test(folder: Path, seconds: float, warm_up: float, size: float = 1.0, sentences: int = 8, seed: int = 11) -> Outcome:
     """Runs the whole test on the default backbone with files in `folder`."""
     backbone = default_backbone()
     packages: dict[str, Any] = {}
@@ -124,8 +126,8 @@ def load_test(folder: Path, seconds: float, warm_up: float, size: float = 1.0, s
     flags = {"backbone": backbone, "store": folder / "store", "threads": 1, "grace": GRACE, "log_level": "warning"}
     with running(folder / "stocking", **flags) as server:
         compositions, needed = asyncio.run(working_set(server, fleet, books, seed))
-    mix = mix_of(fleet, compositions)
-    outcome = Outcome()
+    mix = mix_of(fleet, compositions, sentences)
+    outcome = Outcome(fleet)
     with running(folder / "loaded", **flags, device_memory=int(needed / TIMES_THE_SLOTS)) as server:
         capacity, before, outcome.exchanges = asyncio.run(loaded(server, mix, books, seconds, warm_up, seed))
         outcome.figures = {
@@ -176,7 +178,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=11)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="turret-load-") as folder:
-        outcome = load_test(Path(folder), options.seconds, options.warm_up, options.size, options.seed)
+        outcome = load_test(Path(folder), options.seconds, options.warm_up, options.size, seed=options.seed)
     print(json.dumps(outcome.figures, indent=1))
     for fault in outcome.faults[:20]:
         print(fault, file=sys.stderr)

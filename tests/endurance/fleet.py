@@ -124,7 +124,12 @@ class Fleet:
         """A fusion of published adapters, given by name and digest."""
         pinned = ", ".join(f"{name}@{digest}" for name, digest in members)
         return self._kept(
-            Manifest(methods={"fusion": Fusion()}, head=CLASSIFY, composition=f"fuse[self]({pinned})", backbone=self.backbone)
+            Manifest(
+                methods={"fusion": Fusion(leave_out=self._lower)},
+                head=CLASSIFY,
+                composition=f"fuse[self]({pinned})",
+                backbone=self.backbone,
+            )
         )
 
     def names(self, kind: str) -> list[str]:
@@ -150,10 +155,17 @@ class Fleet:
         """The published fusion of members given by digest."""
         return Target(FUSED, (Part(FUSED),), lambda digests: Fuse(digests[-1], tuple(map(Use, members))))
 
+    @property
+    def _lower(self) -> tuple[int, ...]:
+        """The layers in which what is fused does not act, so that a fusion is not larger than the device."""
+        return tuple(range(self.backbone.num_layers - 2))
+
     def _manifest(self, kind: str) -> Manifest:
         layers = range(self.backbone.num_layers)
         lora = LoRA(modules=tuple(f"layers.{layer}.{name}" for layer in layers for name in ("q", "v")), rank=8, scaling=2.0)
-        methods: dict[str, Method] = {"lora": lora} if kind == "lora" else {"bottleneck": BOTTLENECKS.get(kind, PFEIFFER)}
+        language = Bottleneck(leave_out=self._lower)
+        bottleneck = language if kind == "language" else BOTTLENECKS.get(kind, PFEIFFER)
+        methods: dict[str, Method] = {"lora": lora} if kind == "lora" else {"bottleneck": bottleneck}
         heads = {"tagging": TAG, "embedding": EMBED, "language": None}
         return Manifest(methods=methods, head=heads.get(kind, CLASSIFY), backbone=self.backbone)
 

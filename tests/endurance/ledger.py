@@ -147,7 +147,7 @@ def _delete_name(random: Random, name: str, names: Names, pool: Sequence[Made]) 
 
 
 def _several(random: Random, name: str, names: Names, pool: Sequence[Made]) -> Step | None:
-    """A package of one name published under another with an alias, an alias of the first moved, and an old version of it deleted: one commit."""
+    """In one commit: a package of one name published under another, an alias of the first moved, an old version of it deleted."""
     held, other = names[name], random.choice(sorted(names))
     if other == name or not held.versions or not held.loose:
         return None
