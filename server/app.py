@@ -109,6 +109,7 @@ def create_app(settings: Settings) -> FastAPI:
         trial=Trial(router, residency, inference, staging),
         trust=access.trust,
         scratch=scratch.folder,
+        max_tokens=limit,
     )
     following = Following(store, residency, router, metrics.keep, settings.poll, max(settings.poll, settings.grace / 4))
     services = Services(
@@ -165,12 +166,13 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def model_ids(config: Any, spec: Backbone) -> ModelIds:
-    """The tokens that mean something to the backbone."""
+    """What the tokenizer's side knows of the backbone."""
     return ModelIds(
         decoder_start_token_id=getattr(config, "decoder_start_token_id", None),
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
         encoder_decoder=spec.decoder_layers > 0,
+        hidden_size=spec.hidden_size,
     )
 
 

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 DEFAULT_TERMS = Terms()
 
-# Numbers that the language-model heads of one request may answer with: [tokens, vocabulary] is large.
+# Numbers that are read from the rows of one request: [tokens, vocabulary] is large, and [words, words, labels].
 MAX_VALUES = 1 << 25
 
 
@@ -141,7 +141,7 @@ class Inference:
             raise ApiError(
                 422,
                 "too_many_values",
-                f"The request asks for {values} numbers of a vocabulary and the limit is {MAX_VALUES}: send fewer or shorter inputs.",
+                f"The request's heads make {values} numbers and the limit is {MAX_VALUES}: send fewer or shorter inputs.",
             )
 
     def _routed(self, ask: Ask, terms: Terms) -> Answer:

@@ -19,9 +19,9 @@ from adapter_store.package import Package
 from adapter_store.signatures import Trust
 from adapter_store.store import Published, Store, summarise
 from server.access.visibility import check_name as check_seen
-from server.core import LOCAL, Caller
+from server.core import LOCAL, Caller, Use
 from server.router import Router
-from server.setups import check_places
+from server.setups import check_places, reserved_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Publisher:
 
     frozen: the checkpoint's tensors by name, which whole checkpoints that are imported are compared with. trial runs a
     package's golden examples through the backbone. trust refuses packages for what signed them (or did not).
-    scratch: where what is imported lies until it is published.
+    scratch: where what is imported lies until it is published. max_tokens: what one input may have.
     """
 
     store: Store
@@ -67,6 +67,7 @@ class Publisher:
     trial: Callable[[str, Package, Path], None] = lambda name, package, path: None
     trust: Trust = field(default_factory=lambda: Trust(None))
     scratch: Path | None = None
+    max_tokens: int | None = None
 
     def package(self, path: Path, upload: Upload) -> Uploaded:
         """Publishes a package file."""
@@ -162,6 +163,11 @@ class Publisher:
         """`_check` of everything but the package's composition."""
         check_places(package.manifest, self.backbone)
         self._check_methods(package.manifest)
+        taken = reserved_tokens(Use(package.digest), lambda digest: package.manifest)
+        if self.max_tokens is not None and taken >= self.max_tokens:
+            raise UnsupportedMethod(
+                f"The package's prefix or prompt takes {taken} of the backbone's {self.max_tokens} tokens, which leaves none for an input."
+            )
         if package.manifest.head is not None:
             self._check_head(package.manifest.head)
 

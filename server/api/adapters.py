@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
-from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from adapter_store.catalog import Entry, VersionRecord
 from adapter_store.names import check_name, parse_reference
@@ -30,6 +30,18 @@ FILES = {"schema": {"type": "object", "additionalProperties": {"type": "string",
 PACKAGE_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": BINARY, "multipart/form-data": FILES}}}
 
 
+class HeldFile(FileResponse):
+    """A file that is held until its last byte is sent, or its reader has gone."""
+
+    def __init__(self, held: ExitStack, *args: Any, **fields: Any) -> None:
+        super().__init__(*args, **fields)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            await super().__call__(scope, receive, send)
+
+
 class LoadRequest(Body):
     """Which version to bring to the device (a number, an alias or `latest`), and whether it shall stay there."""
 
@@ -48,11 +60,10 @@ async def download(request: Request, name: str, version: str) -> Response:
     etag = f'"{record.digest}"'
     if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers={"etag": etag})
-    with ExitStack() as stack:  # the file is held until its last byte is sent
-        path = await run_in_threadpool(stack.enter_context, app.store.local(record.digest))
-        sent = BackgroundTask(stack.pop_all().close)
+    held = ExitStack()
+    path = await run_in_threadpool(held.enter_context, app.store.local(record.digest))
     filename = f"{record.name.replace('/', '-')}-{record.version}.safetensors"
-    return FileResponse(path, media_type="application/octet-stream", filename=filename, headers={"etag": etag}, background=sent)
+    return HeldFile(held, path, media_type="application/octet-stream", filename=filename, headers={"etag": etag})
 
 
 @router.delete("/{name:path}/versions/{version}", summary="Delete one version")

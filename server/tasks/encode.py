@@ -21,12 +21,13 @@ GROUP = 1 << 17  # characters
 
 @dataclass(frozen=True, slots=True)
 class ModelIds:
-    """The tokens that mean something to the backbone."""
+    """The tokens that mean something to the backbone, and how wide its hidden states are."""
 
     decoder_start_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
     encoder_decoder: bool = False
+    hidden_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,13 @@ class Encoder:
         return None
 
     def _too_long(self, tokens: int, limit: int) -> ApiError:
+        if limit < 1:
+            return ApiError(
+                422,
+                "no_room",
+                f"The model's prefixes and prompts take all of the {self.max_tokens} tokens that an input may have.",
+                "model",
+            )
         return ApiError(
             422,
             "input_too_long",

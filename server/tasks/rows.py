@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from adapter_store.manifest import LM_HEADS, SENTENCE_HEADS, Head
+from adapter_store.manifest import LM_HEADS, SENTENCE_HEADS, TOKEN_HEADS, Head
 from server.core import Ints, Output, Readout, Route
 from server.errors import ApiError
 from server.tasks import words
@@ -82,7 +82,7 @@ class Source:
 class Prepared:
     """An input's rows: the tokens of each and of its decoder (None without), and where the words begin.
 
-    values: how many numbers a language-model head answers with.
+    values: how many numbers are read from the rows.
     """
 
     encoded: tuple[Encoded, ...]
@@ -117,7 +117,7 @@ def prepare(
     starts = _word_starts(source, encoded[0]) if head is not None and head.type == "dependency_parsing" else ()
     if head is not None and head.type == "masked_lm" and output == "decoded":
         readout = replace(readout, positions=_masks(encoder, encoded[0], parameters))
-    return Prepared(tuple(encoded), readout, decoder_ids, starts, _values(encoder, head, readout, encoded, decoder_ids))
+    return Prepared(tuple(encoded), readout, decoder_ids, starts, _values(encoder, head, readout, encoded, decoder_ids, starts))
 
 
 def raised(value: Any) -> Any:
@@ -241,9 +241,21 @@ def _masks(encoder: Encoder, encoded: Encoded, parameters: Parameters) -> tuple[
     return places
 
 
-def _values(encoder: Encoder, head: Head | None, readout: Readout, encoded: Sequence[Encoded], decoder_ids: Sequence[Ints | None]) -> int:
-    if head is None or head.type not in LM_HEADS:
-        return 0
-    read = [one.input_ids if decoder is None else decoder for one, decoder in zip(encoded, decoder_ids, strict=True)]
-    tokens = sum(map(len, read)) if readout.positions is None else len(readout.positions)
-    return tokens * (head.vocab_size or encoder.vocabulary)
+def _values(
+    encoder: Encoder,
+    head: Head | None,
+    readout: Readout,
+    encoded: Sequence[Encoded],
+    decoder_ids: Sequence[Ints | None],
+    word_starts: tuple[int, ...],
+) -> int:
+    """Numbers that are read from the rows."""
+    tokens = sum(len(one.input_ids if decoder is None else decoder) for one, decoder in zip(encoded, decoder_ids, strict=True))
+    if readout.output != "logits" or head is None:
+        return tokens * encoder.ids.hidden_size if "hidden" in readout.output else len(encoded) * encoder.ids.hidden_size
+    if head.type in LM_HEADS:
+        return (tokens if readout.positions is None else len(readout.positions)) * (head.vocab_size or encoder.vocabulary)
+    if head.type == "dependency_parsing":
+        words = max(0, len(word_starts) - 1)
+        return words * (words + 1) * (1 + head.outputs)
+    return (tokens if head.type in TOKEN_HEADS else len(encoded)) * head.outputs
