@@ -53,6 +53,15 @@ class Terms:
     cold: Cold = "wait"
 
 
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """The most that one request may be: rows, windows and choices counted; characters of one input, and of all together."""
+
+    max_rows: int = 1024
+    max_input_chars: int = 1 << 17
+    max_request_chars: int = 1 << 22
+
+
 # Named arrays of one row: what they are is said by `Readout`.
 Outputs = Mapping[str, Array]
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from server.core import Caller, Outputs, Route, Sequence, Terms
+from server.core import Caller, Outputs, RequestLimits, Route, Sequence, Terms
 from server.errors import ApiError, as_api_error
 from server.residency import Cold, Residency
 from server.router import ManifestNotRead, Router
@@ -79,12 +79,13 @@ class Inference:
     residency: Residency
     scheduler: Scheduler
     workers: ThreadPoolExecutor
-    max_rows: int
+    limits: RequestLimits
     charge: Callable[[Caller, int], None] = lambda caller, tokens: None
 
     async def answer(self, asks: Rows[Ask], terms: Terms = DEFAULT_TERMS) -> tuple[list[Answer], Timing]:
         """One answer per ask, in order; the error of an ask is in its answer. Raises QueueFull and Stopped for all of them."""
         began = time.perf_counter()
+        self._check_characters(asks)
         answers = await self.reading(lambda: [self._routed(ask, terms) for ask in asks])
         digests = list(dict.fromkeys(digest for one in answers if one.route is not None for digest in one.route.digests))
         with self.residency.hold(digests):  # in the step that resolved them: what is deleted from now on stays until this ends
@@ -114,12 +115,26 @@ class Inference:
         """The route of a model string; raises as `Router.route`."""
         return await self.reading(lambda: self.router.route(model, terms))
 
+    def _check_characters(self, asks: Rows[Ask]) -> None:
+        """Raises ApiError for texts that would take long to tokenize. A text is tokenized once, a question for each of its models."""
+        sources = [*{ask.source for ask in asks if ask.source.question is None}, *(a.source for a in asks if a.source.question is not None)]
+        sizes = [source.characters for source in sources]
+        longest, total = max(sizes, default=0), sum(sizes)
+        limit, of_all = self.limits.max_input_chars, self.limits.max_request_chars
+        if longest > limit:
+            raise ApiError(422, "input_too_long", f"An input has {longest} characters and the limit is {limit}: shorten it.", "inputs")
+        if total > of_all:
+            sentence = f"The request has {total} characters to tokenize and the limit is {of_all}: send fewer inputs at a time."
+            raise ApiError(422, "too_many_characters", sentence, "inputs")
+
     def _check_size(self, rows: dict[int, list[Sequence]], answers: list[Answer]) -> None:
         """Raises ApiError for a request that would run or answer too much, windows and choices counted."""
         count = sum(map(len, rows.values()))
-        if count > self.max_rows:
+        if count > self.limits.max_rows:
             raise ApiError(
-                422, "too_many_rows", f"The request makes {count} rows and the limit is {self.max_rows}: send fewer inputs at a time."
+                422,
+                "too_many_rows",
+                f"The request makes {count} rows and the limit is {self.limits.max_rows}: send fewer inputs at a time.",
             )
         values = sum(one.prepared.values for one in answers if one.error is None and one.prepared is not None)
         if values > MAX_VALUES:
@@ -154,7 +169,7 @@ class Inference:
         assert answer.route is not None
         try:
             whole = [raised(one) for one in encoded]
-            prepared = prepare(self.encoder, answer.route, ask.source, ask.output, ask.parameters, whole, self.max_rows)
+            prepared = prepare(self.encoder, answer.route, ask.source, ask.output, ask.parameters, whole, self.limits.max_rows)
             answer.prepared = prepared
             answer.tokens = sum(len(one.input_ids) for one in prepared.encoded)
             answer.truncated = any(one.truncated for one in prepared.encoded)

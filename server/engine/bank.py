@@ -6,7 +6,7 @@ adapter; the dense form of the slots that a batch needs is made for that batch a
 and freed by itself, so the device holds what is resident and no more, and nothing is ever copied to make room.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -43,7 +43,7 @@ class BankShape:
     sites: tuple[tuple[SiteIndex, tuple[tuple[str, tuple[int, ...]], ...]], ...]
 
     @classmethod
-    def of(cls, config: Bottleneck, weights: dict[SiteIndex, BottleneckWeights]) -> "BankShape | None":
+    def of(cls, config: Bottleneck, weights: Mapping[SiteIndex, BottleneckWeights]) -> "BankShape | None":
         """The shape of an adapter in its delta form; None if its switches do not allow that form."""
         form = delta_input(config)
         if form is None or not weights:
@@ -65,7 +65,7 @@ class BankShape:
                 yield site, name, place, shape
                 place += aligned(prod(shape))
 
-    def lay_out(self, config: Bottleneck, weights: dict[SiteIndex, BottleneckWeights], slot: Tensor) -> None:
+    def lay_out(self, config: Bottleneck, weights: Mapping[SiteIndex, BottleneckWeights], slot: Tensor) -> None:
         """Writes an adapter of this shape into a slot [numel]."""
         laid = {site: _laid_out(config, at_site) for site, at_site in weights.items()}
         for site, name, place, shape in self.parts():
@@ -78,10 +78,28 @@ class BankShape:
             sites[site][name] = slots[..., place : place + prod(shape)].view(*slots.shape[:-1], *shape)
         return sites
 
-    def weights(self, slot: Tensor) -> dict[SiteIndex, BottleneckWeights]:
-        """The adapter of a slot as plain weights (views), scaling already folded in: use it with scaling 1.0."""
-        sites = self.views(slot).items()
-        return {site: BottleneckWeights(_projection("down", tensors), _projection("up", tensors)) for site, tensors in sites}
+
+class InSlot(Mapping[SiteIndex, BottleneckWeights]):
+    """The adapter of a slot [numel] as plain weights by site, scaling already folded in: use it with scaling 1.0.
+
+    The views of a site are made when it is asked for: a bank needs none of them, and kept they would weigh more than a Compacter does.
+    """
+
+    def __init__(self, shape: BankShape, slot: Tensor) -> None:
+        self._shape, self._slot = shape, slot
+
+    def __getitem__(self, site: SiteIndex) -> BottleneckWeights:
+        parts = ((name, place, shape) for at, name, place, shape in self._shape.parts() if at == site)
+        tensors = {name: self._slot[place : place + prod(shape)].view(shape) for name, place, shape in parts}
+        if not tensors:
+            raise KeyError(site)
+        return BottleneckWeights(_projection("down", tensors), _projection("up", tensors))
+
+    def __iter__(self) -> Iterator[SiteIndex]:
+        return (site for site, _ in self._shape.sites)
+
+    def __len__(self) -> int:
+        return len(self._shape.sites)
 
 
 class Bank:

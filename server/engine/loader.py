@@ -1,6 +1,7 @@
 """From a package's file to tensors, sorted by method and address."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +26,7 @@ Named = dict[str, Tensor]
 class LoadedPackage:
     """A package's tensors as the engine takes them in, by address. A method that the package lacks is None or empty."""
 
-    bottleneck: tuple[Bottleneck, dict[str, BottleneckWeights]] | None = None
+    bottleneck: tuple[Bottleneck, Mapping[str, BottleneckWeights]] | None = None
     fusion: tuple[Fusion, dict[str, FusionWeights]] | None = None
     linears: dict[str, tuple[Part, ...]] = field(default_factory=dict)
     prefixes: dict[tuple[int, str], PrefixWeights] = field(default_factory=dict)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adapter_store.manifest import Manifest
-from server.engine.bank import BankShape, aligned
+from server.engine.bank import BankShape, InSlot, aligned
 from server.engine.loader import LoadedPackage, package_of
 
 CPU = torch.device("cpu")
@@ -51,7 +51,10 @@ class Staged:
             mine = tensor.untyped_storage().data_ptr() == self.buffer.untyped_storage().data_ptr()
             return buffer.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()) if mine else tensor
 
-        return Staged(buffer, mapped(self.package, moved), self.shape)
+        package = mapped(self.package, moved)
+        if self.shape is not None and package.bottleneck is not None:
+            package = replace(package, bottleneck=(package.bottleneck[0], InSlot(self.shape, buffer[: self.shape.numel])))
+        return Staged(buffer, package, self.shape)
 
 
 def stage(
@@ -92,7 +95,7 @@ def stage(
         slot = buffer[: shape.numel]
         shape.lay_out(*bottleneck, slot)
         config = bottleneck[0].model_copy(update={"scaling": 1.0})  # the scaling is in the weights now
-        staged = replace(staged, bottleneck=(config, shape.weights(slot)))
+        staged = replace(staged, bottleneck=(config, InSlot(shape, slot)))
     return Staged(buffer, staged, shape)
 
 

@@ -5,7 +5,7 @@ the pieces are cut, and the tokenizer's post-processor puts them together.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from tokenizers import Encoding, Tokenizer
 
 from server.core import Ints
 from server.errors import ApiError
+
+GROUP = 1 << 17  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +81,11 @@ class Encoder:
 
     def encode(self, texts: Sequence[Text]) -> list[Encoded | ApiError]:
         """Every text as an Encoded, or as the ApiError that says why it cannot be one."""
-        places = [i for i, text in enumerate(texts) if text.token_ids is None]
-        pairs = [(t.text, t.pair) if t.pair is not None else t.text for t in (texts[i] for i in places)]
         answers: dict[int, Encoded | ApiError] = {}
-        for place, encoding in zip(places, self.tokenizer.encode_batch(pairs) if pairs else (), strict=True):
-            answers[place] = self._checked(texts[place], encoding)
+        for places in _groups(texts):
+            pairs = [(t.text, t.pair) if t.pair is not None else t.text for t in (texts[i] for i in places)]
+            for place, encoding in zip(places, self.tokenizer.encode_batch(pairs), strict=True):
+                answers[place] = self._checked(texts[place], encoding)
         return [answers[i] if i in answers else self._from_ids(text) for i, text in enumerate(texts)]
 
     def windows(self, question: str, context: str, rules: WindowRules) -> list[Encoded] | ApiError:
@@ -203,6 +205,22 @@ class Encoder:
             f"The input has {tokens} tokens and the limit is {limit}: shorten it, or send parameters.truncate = true.",
             "inputs",
         )
+
+
+def _groups(texts: Sequence[Text]) -> Iterator[list[int]]:
+    """The places of texts that are tokenized at once: as many as have `GROUP` characters, so that those too long are not held in crowds."""
+    group: list[int] = []
+    characters = 0
+    for place, text in enumerate(texts):
+        if text.token_ids is not None:
+            continue
+        group.append(place)
+        characters += len(text.text) + len(text.pair or "")
+        if characters >= GROUP:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
 
 
 def _pieces(encoding: Encoding, spans: Sequence[tuple[int, int]]) -> list[Encoding]:

@@ -54,6 +54,13 @@ class Source:
         """Whether it says what the decoder is given."""
         return self.decoder_text is not None or self.decoder_ids is not None
 
+    @property
+    def characters(self) -> int:
+        """Characters that are tokenized; a text before choices counts with each of them."""
+        texts = len(self.text or "") * (1 if self.choices is None else len(self.choices))
+        choices = sum(len(choice) for choice in self.choices or () if isinstance(choice, str))
+        return texts + choices + sum(len(one or "") for one in (self.pair, self.question, self.context, self.decoder_text))
+
     def texts(self, truncate: bool, reserved: int) -> list[Text]:
         """What is tokenized as a whole: one text, or one for each choice. A question is cut in windows instead."""
         if self.question is not None:

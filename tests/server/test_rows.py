@@ -21,7 +21,7 @@ from adapter_store.package import open_package
 from server.core import Average, Fuse, Outputs, Pooling, Readout, Route, Sequence, Setup, Stack, Use, pack
 from server.engine.attention import Packing, Rule, attend_each, attend_packed
 from server.engine.backbone import Backbone, load_backbone
-from server.engine.bank import Bank, BankShape
+from server.engine.bank import Bank, BankShape, InSlot
 from server.engine.engine import Engine
 from server.methods.bottleneck import BottleneckWeights, Dense
 
@@ -235,7 +235,7 @@ def weights_of(seed: int) -> dict[str, BottleneckWeights]:
 
 
 def same(slot: torch.Tensor, weights: Mapping[str, BottleneckWeights]) -> bool:
-    held = SHAPE.weights(slot)
+    held = InSlot(SHAPE, slot)
     pairs = [(getattr(held[site], name), getattr(w, name)) for site, w in weights.items() for name in ("down", "up")]
     return all(torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias) for one, other in pairs)
 
