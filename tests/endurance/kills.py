@@ -315,8 +315,11 @@ def kill_test(folder: Path, kills: int, servers: int, seed: int) -> tuple[dict[s
     packages: dict[str, Made] = {}
     solo = Solo(str(backbone), packages)
     fleet = Fleet(solo.backbone, 0.1, packages)
-    pool = [fleet.make(name) for name in (*fleet.names("pfeiffer"), *fleet.names("compacter"), *fleet.names("tagging")) * 2]
-    clients = [Client(number, Random(f"{seed}-client-{number}"), pool, _fresh(fleet, number)) for number in range(CLIENTS)]
+    shared = [fleet.make(name) for name in ("compacter-0", "tagging-0")]
+    clients = [
+        Client(number, Random(f"{seed}-client-{number}"), [*shared, *(fleet.make("pfeiffer-0") for _ in range(6))], _fresh(fleet, number))
+        for number in range(CLIENTS)
+    ]
     trial = Trial(folder, backbone, servers, seed, solo, fleet, clients)
     try:
         trial.running = [trial.start(number) for number in range(servers)]
