@@ -21,9 +21,10 @@ from server.errors import ApiError
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a caller must hold to call a route: `scope`, or nothing where it is None (public).
+    """What a caller must hold to call a route: `scope`, or nothing where it is None (public). Who publishes may also read the catalogue.
 
     changes: what was called is written to the audit log. upload: the body is a package, and the name in the path need not exist.
+    catalogue: it reads what is published.
     """
 
     method: str
@@ -31,6 +32,11 @@ class Rule:
     scope: Scope | None
     changes: bool = False
     upload: bool = False
+    catalogue: bool = False
+
+    def allows(self, caller: Caller) -> bool:
+        """Whether a caller may call this."""
+        return self.scope is None or caller.may(self.scope) or (self.catalogue and caller.may("publish"))
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
@@ -50,10 +56,10 @@ RULES = (
     Rule("POST", "/models/{model:path}", "predict"),
     Rule("GET", "/models/{model:path}", "predict"),
     Rule("GET", "/models/{model:path}/health", "predict"),
-    Rule("GET", "/v1/models", "predict"),
-    Rule("GET", "/v1/models/{model:path}", "predict"),
-    Rule("GET", "/v1/adapters", "predict"),
-    Rule("GET", NAME, "predict"),
+    Rule("GET", "/v1/models", "predict", catalogue=True),
+    Rule("GET", "/v1/models/{model:path}", "predict", catalogue=True),
+    Rule("GET", "/v1/adapters", "predict", catalogue=True),
+    Rule("GET", NAME, "predict", catalogue=True),
     Rule("GET", f"{NAME}/versions/{{version}}/package", "publish"),
     Rule("PUT", NAME, "publish", changes=True, upload=True),
     Rule("DELETE", NAME, "publish", changes=True),
@@ -118,7 +124,7 @@ class Guard:
         if rule.scope is None:
             return
         state.caller = caller = self._caller(scope)
-        if not caller.may(rule.scope):
+        if not rule.allows(caller):
             held = ", ".join(sorted(caller.scopes))
             raise ApiError(
                 403, "forbidden", f"The API key '{caller.name}' may not {rule}: that needs the scope {rule.scope}, and it has {held}."

@@ -120,12 +120,12 @@ class Fleet:
         """A new version of a name."""
         return self._kept(self.kinds[name])
 
-    def fusion(self, members: Sequence[tuple[str, str]]) -> Made:
-        """A fusion of published adapters, given by name and digest."""
+    def fusion(self, members: Sequence[tuple[str, str]], leave_out: tuple[int, ...] | None = None) -> Made:
+        """A fusion of published adapters, given by name and digest, which acts where they do: not in the lower layers by default."""
         pinned = ", ".join(f"{name}@{digest}" for name, digest in members)
         return self._kept(
             Manifest(
-                methods={"fusion": Fusion(leave_out=self._lower)},
+                methods={"fusion": Fusion(leave_out=self._lower if leave_out is None else leave_out)},
                 head=CLASSIFY,
                 composition=f"fuse[self]({pinned})",
                 backbone=self.backbone,

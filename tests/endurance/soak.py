@@ -61,7 +61,7 @@ def cycle(client: TestClient, fleet: Fleet, number: int) -> None:
 def _fused(client: TestClient, fleet: Fleet, name: str) -> None:
     """A fusion of those that stay comes, answers and goes."""
     members = [(one, _send(client, "GET", f"/v1/adapters/{one}", 200)["versions"][0]["digest"]) for one in ("stays-0", "stays-1")]
-    fusion = fleet.fusion(members)
+    fusion = fleet.fusion(members, leave_out=())
     del fleet.packages[fusion.digest]
     _send(client, "PUT", f"/v1/adapters/{name}", 201, content=fusion.data)
     _send(client, "POST", f"/models/{name}", 200, json={"inputs": "t7 t8"})
