@@ -98,7 +98,7 @@ async def load(request: Request, name: str, body: LoadRequest) -> Response:
     """Makes a version, with all that it is composed of, resident before its first request; `pin` keeps it from being evicted."""
     app = services(request)
     record = app.store.resolve(parse_reference(f"{name}@{body.version}"))
-    await app.residency.load(_digests(record), pin=body.pin)
+    await app.residency.load(await _digests(app, record), pin=body.pin)
     note(request, version=record.version, digest=record.digest, pin=body.pin)
     return json_response(_residence(app, record))
 
@@ -210,10 +210,14 @@ def _moved(request: Request, name: str, alias: str) -> Response:
     return json_response({"name": name, "aliases": aliases})
 
 
-def _digests(record: VersionRecord) -> tuple[str, ...]:
-    """A version's own digest and those of everything that it is composed of."""
-    members = (pin.rpartition("@")[2] for pin in record.summary.members)
-    return tuple(dict.fromkeys((*members, record.digest)))
+async def _digests(app: Services, record: VersionRecord) -> tuple[str, ...]:
+    """Everything that a version needs on the device, with what it is composed of, for each of its answers."""
+
+    def needed() -> list[str]:
+        channels = app.router.channels(record.reference)
+        return [digest for channel in channels for digest in app.router.route(channel).digests]
+
+    return tuple(dict.fromkeys(await app.inference.reading(needed)))
 
 
 def _residence(app: Services, record: VersionRecord) -> dict[str, Any]:
