@@ -173,6 +173,11 @@ class Catalog:
         """The number that the next version of a name gets."""
         return self._entries.get(name, Entry(name)).last + 1
 
+    def changed(self, before: "Catalog") -> list[tuple[Entry, Entry]]:
+        """The names that are not as they were in an earlier state: as they were then (without versions if at all) and as they are now."""
+        was = before._entries
+        return [(was.get(name, Entry(name)), entry) for name, entry in self._entries.items() if was.get(name) is not entry]
+
     # Changes
 
     def after(self, *commits: Commit) -> "Catalog":
