@@ -159,7 +159,7 @@ def create_app(settings: Settings) -> FastAPI:
     for part, statuses, model in PARTS:
         app.include_router(part.router, responses=documented(statuses, model))
     app.add_exception_handler(Exception, _on_error)
-    for kind in (ApiError, RequestValidationError, HTTPException, Disconnected, ClientDisconnect, *(kind for kind, _, _ in TABLE)):
+    for kind in (ApiError, OSError, RequestValidationError, HTTPException, Disconnected, ClientDisconnect, *(kind for kind, _, _ in TABLE)):
         app.add_exception_handler(kind, _on_error)
     app.add_middleware(Around, settings=settings, metrics=metrics, guard=Guard(app.routes, access), audit=access.audit)
     return app
@@ -195,6 +195,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
         shown.message = error.hidden(caller.sees)
     if shown.status == 500:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    elif shown.status == 507:
+        log.error("%s %s failed: a disk is full: %s", request.method, request.url.path, error)
     headers = {} if shown.retry_after is None else {"retry-after": str(shown.retry_after)}
     return json_response(envelope(request.url.path, shown), shown.status, headers)
 
