@@ -98,7 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
         watch=Watch(metrics.on_load, metrics.on_evicted, metrics.on_waited),
     )
     metrics.program_bytes.set_function(lambda: engine.program_bytes)
-    inference = Inference(router, encoder, residency, scheduler, workers, settings.request_limits, access.quotas.charge_tokens)
+    inference = Inference(router, encoder, residency, scheduler, workers, loaders, settings.request_limits, access.quotas.charge_tokens)
     publisher = Publisher(
         store,
         router,
