@@ -285,7 +285,8 @@ class _Draft:
             aliases = sorted(alias for alias, pointer in entry.aliases.items() if change.version in pointer.weights)
             if aliases:
                 named = " and ".join(f"'{alias}'" for alias in aliases)
-                raise Conflict(f"Version {change.version} of '{entry.name}' is what its alias {named} points to: move the alias first.")
+                points = f"alias {named} points to: move the alias" if len(aliases) == 1 else f"aliases {named} point to: move the aliases"
+                raise Conflict(f"Version {change.version} of '{entry.name}' is what its {points} first.")
             left = replace(entry, versions={number: kept for number, kept in entry.versions.items() if number != change.version})
         self._check_unreferred(entry.name, gone)
         for record in gone:

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from adapter_store.errors import Conflict
+from adapter_store.errors import Conflict, StoreError, fault
 from adapter_store.importers.backbones import frozen_of
 from adapter_store.methods import Backbone
 from adapter_store.store import Store
@@ -60,6 +60,8 @@ PARTS: tuple[tuple[Any, tuple[int, ...], type[BaseModel]], ...] = (
 
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI app. Raises BackboneError, StoreError and BrokenFile where it could not serve."""
+    if settings.publish is not None and not settings.publish.is_dir():
+        raise StoreError(f"There is no folder '{settings.publish}' to publish packages from.")
     access = Control.open(settings)
     set_threads(settings.threads)
     backbone = load_backbone(settings.backbone, settings.device, settings.dtype, settings.shown_backbone)
@@ -206,8 +208,10 @@ def _validation_error(error: RequestValidationError) -> ApiError:
     first: Any = error.errors()[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "invalid_json", f"The body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}.")
+    if first["loc"] == ("body",) and first["type"] in ("missing", "model_attributes_type"):
+        return ApiError(422, "invalid_request", "The body must be a JSON object, sent with 'content-type: application/json'.")
     where = ".".join(str(part) for part in first["loc"][1:])
-    message = str(first["msg"]).removeprefix("Value error, ")
+    message = fault(first)
     return ApiError(422, "invalid_request", f"{where}: {message}" if where else message, where or None)
 
 
