@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from adapter_store.errors import Conflict, StoreError, fault
+from adapter_store.errors import Conflict, fault
 from adapter_store.importers.backbones import frozen_of
 from adapter_store.methods import Backbone
 from adapter_store.store import Store
@@ -60,8 +60,6 @@ PARTS: tuple[tuple[Any, tuple[int, ...], type[BaseModel]], ...] = (
 
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI app. Raises BackboneError, StoreError and BrokenFile where it could not serve."""
-    if settings.publish is not None and not settings.publish.is_dir():
-        raise StoreError(f"There is no folder '{settings.publish}' to publish packages from.")
     access = Control.open(settings)
     set_threads(settings.threads)
     backbone = load_backbone(settings.backbone, settings.device, settings.dtype, settings.shown_backbone)
@@ -113,6 +111,8 @@ def create_app(settings: Settings) -> FastAPI:
         scratch=scratch.folder,
         max_tokens=limit,
     )
+    if settings.publish is not None:
+        publisher.sound(settings.publish)  # what is not stops the start here, with a sentence
     following = Following(store, residency, router, metrics.keep, settings.poll, max(settings.poll, settings.grace / 4))
     services = Services(
         settings=settings,

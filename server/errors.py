@@ -1,5 +1,6 @@
 """Every error of the wire, named once, with its status. The envelope is the called convention's (`envelope`)."""
 
+import logging
 from errno import EDQUOT, ENOSPC
 from typing import Any
 
@@ -8,6 +9,8 @@ from server.access.quotas import QuotaExceeded, TooBigForQuota
 from server.residency import Cold
 from server.scheduler import QueueFull, Stopped
 from server.tiers import LoadFailed, TooBig
+
+log = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
@@ -30,7 +33,8 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (store.NotFound, 404, "model_not_found"),
     (store.AlreadyExists, 412, "already_exists"),
     (store.Conflict, 409, "conflict"),
-    (store.StoreError, 500, "store_error"),
+    (store.Damaged, 500, "damaged_package"),
+    (store.StoreError, 503, "store_error"),
     (QuotaExceeded, 429, "quota_exceeded"),
     (TooBigForQuota, 422, "too_big_for_quota"),
     (LoadFailed, 500, "internal_error"),
@@ -49,6 +53,9 @@ def as_api_error(error: Exception) -> ApiError:
         return error
     if _disk_full(error) or _disk_full(error.__cause__):
         return ApiError(507, "disk_full", "A disk of the server or of its store is full: nothing was changed; try again once it has room.")
+    if type(error) is store.StoreError:  # its sentence names the store's address, which is nobody's business
+        log.error("the store failed: %s", error)
+        return ApiError(503, "store_error", "The store does not answer as it should: try again. The server's log says why.", retry_after=1)
     for kind, status, code in TABLE:
         if isinstance(error, kind):
             return ApiError(status, code, str(error), retry_after=getattr(error, "retry_after", None))

@@ -5,7 +5,8 @@ Two background tasks on the event loop; what blocks runs on threads of their own
 
 import asyncio
 import logging
-from collections.abc import Callable, Set
+import time
+from collections.abc import Callable, Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +16,9 @@ from server.residency import Residency
 from server.router import Router
 
 log = logging.getLogger(__name__)
+
+READING = "read the log of the store"
+PATIENCE = 5.0  # seconds that a reading of the log may take
 
 
 class Following:
@@ -39,6 +43,7 @@ class Following:
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="turret-following")
         self._tasks: list[asyncio.Task[None]] = []
         self._failing: set[str] = set()
+        self._read = time.monotonic()
 
     def start(self) -> None:
         """Starts its tasks, on the running event loop."""
@@ -52,16 +57,26 @@ class Following:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def settle(self) -> None:
-        """Waits until what is no longer in the catalogue is used by no request and is off the device, the host and the disk cache."""
+    @property
+    def in_step(self) -> bool:
+        """Whether the log was read a moment ago. Asks the store nothing, so it answers while the store hangs."""
+        late = time.monotonic() - self._read > 3 * self._poll + PATIENCE
+        return not (late or READING in self._failing)
+
+    async def settle(self, digests: Iterable[str] | None = None) -> None:
+        """Waits until packages that are no longer in the catalogue (all of them by default) are used by no request and are off the device,
+        the host and the disk cache."""
         self._compare()
-        if self._draining:
-            await asyncio.wait(list(self._draining.values()))
+        wanted = self._draining.keys() if digests is None else set(digests) & self._draining.keys()
+        draining = [self._draining[digest] for digest in wanted]
+        if draining:
+            await asyncio.wait(draining)
 
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(self._poll)
-            await self._attempt("read the log of the store", self._store.refresh)
+            await self._attempt(READING, self._store.refresh)
+            self._read = time.monotonic()
             self._compare()
 
     async def _clean(self) -> None:

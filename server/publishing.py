@@ -85,14 +85,24 @@ class Publisher:
             uploaded = self.package(target, upload)
             return replace(uploaded, warnings=imported.warnings, report=imported.report)
 
+    def sound(self, folder: Path) -> dict[Path, Package]:
+        """The package files of a folder, checked by themselves. Raises StoreError, with the file, for the first that is refused."""
+        if not folder.is_dir():
+            raise StoreError(f"There is no folder '{folder}' to publish packages from.")
+        packages = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                packages[path] = self.store.examine(path, path.stem, self.backbone, check=self._check_alone)
+            except StoreError as error:
+                raise StoreError(f"{path.name} cannot be published: {error}") from error
+        return packages
+
     def all_of(self, folder: Path) -> list[Uploaded]:
         """Publishes every package file of a folder under its file's name, those first that others are composed of.
 
         Raises StoreError for the first that is refused.
         """
-        if not folder.is_dir():
-            raise StoreError(f"There is no folder '{folder}' to publish packages from.")
-        packages = {path: self.store.examine(path, path.stem) for path in sorted(folder.glob("*.safetensors"))}
+        packages = self.sound(folder)
         waiting = {path: set(summarise(package).members) for path, package in packages.items()}
         uploaded: list[Uploaded] = []
         while waiting:

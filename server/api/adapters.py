@@ -75,22 +75,22 @@ async def delete_version(request: Request, name: str, version: int) -> Response:
 @router.post("/{name:path}/aliases/{alias}/rollback", summary="Move an alias back")
 async def rollback(request: Request, name: str, alias: str) -> Response:
     """Points an alias where it pointed before it was last moved; once more takes that back."""
-    await run_in_threadpool(services(request).store.rollback, check_name(name), alias, by(request))
-    return _moved(request, name, alias)
+    entry = await run_in_threadpool(services(request).store.rollback, check_name(name), alias, by(request))
+    return _moved(request, entry, alias)
 
 
 @router.put("/{name:path}/aliases/{alias}", summary="Make or move an alias")
 async def put_alias(request: Request, name: str, alias: str, body: Target) -> Response:
     """Points an alias to a version, or to several by weight: a request takes one of them by its key, always the same one."""
-    await run_in_threadpool(services(request).store.set_alias, check_name(name), alias, body.target, by(request))
-    return _moved(request, name, alias)
+    entry = await run_in_threadpool(services(request).store.set_alias, check_name(name), alias, body.target, by(request))
+    return _moved(request, entry, alias)
 
 
 @router.delete("/{name:path}/aliases/{alias}", summary="Remove an alias")
 async def delete_alias(request: Request, name: str, alias: str) -> Response:
     """Removes an alias; what it pointed to stays."""
-    await run_in_threadpool(services(request).store.drop_alias, check_name(name), alias, by(request))
-    return _moved(request, name, alias)
+    entry = await run_in_threadpool(services(request).store.drop_alias, check_name(name), alias, by(request))
+    return _moved(request, entry, alias)
 
 
 @router.post("/{name:path}/load", summary="Bring an adapter to the device")
@@ -198,16 +198,16 @@ async def delete(request: Request, name: str) -> Response:
 async def _delete(request: Request, name: str, version: int | None) -> Response:
     app = services(request)
     versions = list(app.store.show(name).versions) if version is None else [version]
-    await run_in_threadpool(app.store.delete, name, version, by(request))
-    await app.following.settle()
+    freed = await run_in_threadpool(app.store.delete, name, version, by(request))
+    await app.following.settle(freed)
     note(request, versions=versions)
     return json_response({"name": name, "deleted": versions})
 
 
-def _moved(request: Request, name: str, alias: str) -> Response:
-    aliases = aliases_of(services(request).store.show(name))
+def _moved(request: Request, entry: Entry, alias: str) -> Response:
+    aliases = aliases_of(entry)
     note(request, alias=alias, target=aliases.get(alias))
-    return json_response({"name": name, "aliases": aliases})
+    return json_response({"name": entry.name, "aliases": aliases})
 
 
 async def _digests(app: Services, record: VersionRecord) -> tuple[str, ...]:
@@ -274,5 +274,10 @@ def _rows(app: Services, record: VersionRecord) -> float:
 
 def _published(app: Services, uploaded: Uploaded) -> dict[str, Any]:
     record = uploaded.published.record
-    entry = app.store.show(record.name)
-    return {**_version(record), "aliases": aliases_of(entry), "warnings": list(uploaded.warnings), "imported": list(uploaded.report)}
+    entry = app.store.catalog.find(record.name)  # None where it was deleted since
+    return {
+        **_version(record),
+        "aliases": {} if entry is None else aliases_of(entry),
+        "warnings": list(uploaded.warnings),
+        "imported": list(uploaded.report),
+    }

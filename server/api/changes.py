@@ -115,7 +115,7 @@ async def change(request: Request, body: ChangesRequest) -> Response:
     wishes = [_pinned(app, one.wish(), caller) for one in body.changes]
     changed = await run_in_threadpool(app.store.change, wishes, by(request))
     note(request, changes=body.model_dump(mode="json", exclude_none=True)["changes"])
-    await app.following.settle()
+    await app.following.settle(changed.freed)
     if changed.commit is None:  # everything was so already
         return json_response({"commit": changed.catalog.n, "time": None, "by": None, "changes": []})
     return json_response(commit_shown(changed.commit, caller.sees))

@@ -4,7 +4,6 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from server.api.wire import json_response, services
@@ -23,15 +22,13 @@ async def healthz() -> Response:
 
 @router.get("/readyz", summary="Whether the server can serve")
 async def readyz(request: Request) -> Response:
-    """200 while the engine thread runs and the store answers, else 503 with the reason."""
+    """200 while the engine thread runs and the store's log was read a moment ago, else 503."""
     app = services(request)
     if not app.scheduler.alive:
         raise ApiError(503, "engine_down", "The engine thread is not running: restart the server.")
-    try:
-        await run_in_threadpool(app.store.refresh)
-    except Exception as error:
-        raise ApiError(503, "store_unreachable", f"The store cannot be read: {error}") from error
-    return json_response({"status": "ready", "backbone": app.backbone.name, "adapters": len(app.store.entries())})
+    if not app.following.in_step:
+        raise ApiError(503, "store_unreachable", "The store cannot be read; the server's log says why.")
+    return json_response({"status": "ready", "backbone": app.backbone.name, "adapters": len(app.store.catalog.entries())})
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=EXPOSITION)

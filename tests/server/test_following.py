@@ -77,10 +77,10 @@ def test_a_store_that_cannot_be_read_stops_nobody(pair: tuple[TestClient, TestCl
     with monkeypatch.context() as patched:
         patched.setattr(store, "refresh", broken)
         put(one, "spam", tiny.adapter(tiny.KINDS["pfeiffer"], HEAD, 2))
-        assert other.get("/readyz").status_code == 503
+        until(lambda: other.get("/readyz").status_code == 503)
         assert version(other, "spam") == "spam@1"
     until(lambda: version(other, "spam") == "spam@2")
-    assert other.get("/readyz").status_code == 200
+    until(lambda: other.get("/readyz").status_code == 200)
 
 
 def test_scratch_folders_of_the_dead_are_removed(tmp_path: Path) -> None:
