@@ -58,16 +58,25 @@ def test_a_fault_of_the_server_gives_nothing_away(client: TestClient, monkeypatc
     def broken(*args: Any) -> None:
         raise RuntimeError("secret")
 
-    for query in ("entries", "refresh"):
-        monkeypatch.setattr(type(client.app.state.services.store), query, broken)
-    fault = error(client.get("/v1/models"), 500, "internal_error")
-    assert "secret" not in fault["message"]
-    assert fault["type"] == "server_error"
-    for _ in range(100):  # the server finds out when it next reads the log
-        if client.get("/readyz").status_code != 200:
+    with monkeypatch.context() as patched:
+        for query in ("entries", "refresh"):
+            patched.setattr(type(client.app.state.services.store), query, broken)
+        fault = error(client.get("/v1/models"), 500, "internal_error")
+        assert "secret" not in fault["message"]
+        assert fault["type"] == "server_error"
+        assert until_ready(client, False).json()["error"]["message"] == "The store cannot be read; the server's log says why."
+    assert until_ready(client, True).json()["status"] == "ready"
+
+
+def until_ready(client: TestClient, ready: bool) -> Any:
+    """What /readyz answers once it says so; a server finds out when it next reads the log."""
+    for _ in range(100):
+        answer = client.get("/readyz")
+        if (answer.status_code == 200) == ready:
             break
         threading.Event().wait(0.1)
-    assert "secret" not in error(client.get("/readyz"), 503, "store_unreachable")["message"]
+    assert answer.status_code == (200 if ready else 503)
+    return answer
 
 
 def test_limits_are_the_same_for_every_route(client: TestClient) -> None:
