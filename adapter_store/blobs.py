@@ -228,6 +228,8 @@ def probe(blobs: Blobs) -> None:
 def _folder(path: Path, url: str) -> Blobs:
     if not str(url).strip() or path == Path():
         raise StoreError("The store has no path: name a folder, such as ./turret-store.")
+    if path.is_file():
+        raise StoreError(f"{shown(str(path))} is a file and a store is a folder: name another path.")
     try:
         path.mkdir(parents=True, exist_ok=True)
         return Folder(path.resolve(strict=True), url)

@@ -173,6 +173,11 @@ class Catalog:
         """The number that the next version of a name gets."""
         return self._entries.get(name, Entry(name)).last + 1
 
+    def changed(self, before: "Catalog") -> list[tuple[Entry, Entry]]:
+        """The names that are not as they were in an earlier state: as they were then (without versions if at all) and as they are now."""
+        was = before._entries
+        return [(was.get(name, Entry(name)), entry) for name, entry in self._entries.items() if was.get(name) is not entry]
+
     # Changes
 
     def after(self, *commits: Commit) -> "Catalog":
@@ -280,7 +285,8 @@ class _Draft:
             aliases = sorted(alias for alias, pointer in entry.aliases.items() if change.version in pointer.weights)
             if aliases:
                 named = " and ".join(f"'{alias}'" for alias in aliases)
-                raise Conflict(f"Version {change.version} of '{entry.name}' is what its alias {named} points to: move the alias first.")
+                points = f"alias {named} points to: move the alias" if len(aliases) == 1 else f"aliases {named} point to: move the aliases"
+                raise Conflict(f"Version {change.version} of '{entry.name}' is what its {points} first.")
             left = replace(entry, versions={number: kept for number, kept in entry.versions.items() if number != change.version})
         self._check_unreferred(entry.name, gone)
         for record in gone:

@@ -215,6 +215,11 @@ class _Parser:
             raise InvalidName(f"The model string nests more than {MAX_DEPTH} blocks.")
         word = self.take()
         opens = "[" if word == "fuse" else "("
+        if self.peek() == "(" and (word not in _FUNCTIONS or word == "fuse"):
+            raise InvalidName(
+                f"{shown(self.text)} is not a model string: expected stack(...), average(...), parallel(...) or fuse[FUSION](...), "
+                f"found {shown(word + '(')}."
+            )
         if word not in _FUNCTIONS or self.peek() != opens:
             return Adapter(parse_reference(word))
         fusion = None

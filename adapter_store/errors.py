@@ -1,8 +1,22 @@
 """What can go wrong in the store. Each error carries one sentence for the person who caused it; `server/errors.py` gives it a status."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 _SHOWN = 5
+_PLAIN = {
+    "extra_forbidden": "there is no field of this name",
+    "missing": "this field is missing",
+    "list_type": "expected a list",
+    "tuple_type": "expected a list",
+    "model_type": "expected an object",
+    "model_attributes_type": "expected an object",
+}
+
+
+def fault(details: Mapping[str, Any]) -> str:
+    """What is wrong with a value: pydantic's sentence, or a plain one where that one speaks of Python."""
+    return _PLAIN.get(details["type"]) or str(details["msg"]).removeprefix("Value error, ")
 
 
 class StoreError(Exception):

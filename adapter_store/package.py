@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from adapter_store.errors import InvalidPackage, StoreError, WrongBackbone
+from adapter_store.errors import InvalidPackage, StoreError, WrongBackbone, fault
 from adapter_store.limits import Limits
 from adapter_store.manifest import METADATA_KEY, Manifest
 from adapter_store.methods import Backbone, Shape
@@ -194,7 +194,7 @@ def sentence(error: ValidationError) -> str:
         return f"{count} of its values are missing, unknown or not of the kind that they must be."
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     field = ".".join(map(str, first["loc"]))
-    message = one_line(first["msg"].removeprefix("Value error, "), 400).rstrip(".")
+    message = one_line(fault(first), 400).rstrip(".")
     more = f" (and {count - 1} more)" if count > 1 else ""
     return f"{f'{shown(field)}: ' if field else ''}{message}{more}."
 

@@ -14,7 +14,7 @@ from typing import Annotated, Generic, TypeVar
 
 from pydantic import AfterValidator, BaseModel, StrictStr, ValidationError
 
-from adapter_store.errors import BrokenFile
+from adapter_store.errors import BrokenFile, fault
 from adapter_store.names import PATTERN, shown
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class TomlFile(Generic[M]):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(shown(str(part), 40)[1:-1] for part in first["loc"] if part != "[key]")
-            message = first["msg"].removeprefix("Value error, ")
+            message = fault(first)
             raise BrokenFile(self._sentence(f"{where}: {message}" if where else message)) from None
         except UnicodeDecodeError:
             raise BrokenFile(self._sentence("it is not UTF-8 text")) from None

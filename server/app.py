@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from adapter_store.errors import Conflict
+from adapter_store.errors import Conflict, StoreError, fault
 from adapter_store.importers.backbones import frozen_of
 from adapter_store.methods import Backbone
 from adapter_store.store import Store
@@ -60,6 +60,8 @@ PARTS: tuple[tuple[Any, tuple[int, ...], type[BaseModel]], ...] = (
 
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI app. Raises BackboneError, StoreError and BrokenFile where it could not serve."""
+    if settings.publish is not None and not settings.publish.is_dir():
+        raise StoreError(f"There is no folder '{settings.publish}' to publish packages from.")
     access = Control.open(settings)
     set_threads(settings.threads)
     backbone = load_backbone(settings.backbone, settings.device, settings.dtype, settings.shown_backbone)
@@ -98,7 +100,7 @@ def create_app(settings: Settings) -> FastAPI:
         watch=Watch(metrics.on_load, metrics.on_evicted, metrics.on_waited),
     )
     metrics.program_bytes.set_function(lambda: engine.program_bytes)
-    inference = Inference(router, encoder, residency, scheduler, workers, settings.request_limits, access.quotas.charge_tokens)
+    inference = Inference(router, encoder, residency, scheduler, workers, loaders, settings.request_limits, access.quotas.charge_tokens)
     publisher = Publisher(
         store,
         router,
@@ -159,7 +161,7 @@ def create_app(settings: Settings) -> FastAPI:
     for part, statuses, model in PARTS:
         app.include_router(part.router, responses=documented(statuses, model))
     app.add_exception_handler(Exception, _on_error)
-    for kind in (ApiError, RequestValidationError, HTTPException, Disconnected, ClientDisconnect, *(kind for kind, _, _ in TABLE)):
+    for kind in (ApiError, OSError, RequestValidationError, HTTPException, Disconnected, ClientDisconnect, *(kind for kind, _, _ in TABLE)):
         app.add_exception_handler(kind, _on_error)
     app.add_middleware(Around, settings=settings, metrics=metrics, guard=Guard(app.routes, access), audit=access.audit)
     return app
@@ -195,6 +197,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
         shown.message = error.hidden(caller.sees)
     if shown.status == 500:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    elif shown.status == 507:
+        log.error("%s %s failed: a disk is full: %s", request.method, request.url.path, error)
     headers = {} if shown.retry_after is None else {"retry-after": str(shown.retry_after)}
     return json_response(envelope(request.url.path, shown), shown.status, headers)
 
@@ -204,8 +208,10 @@ def _validation_error(error: RequestValidationError) -> ApiError:
     first: Any = error.errors()[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "invalid_json", f"The body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}.")
+    if first["loc"] == ("body",) and first["type"] in ("missing", "model_attributes_type"):
+        return ApiError(422, "invalid_request", "The body must be a JSON object, sent with 'content-type: application/json'.")
     where = ".".join(str(part) for part in first["loc"][1:])
-    message = str(first["msg"]).removeprefix("Value error, ")
+    message = fault(first)
     return ApiError(422, "invalid_request", f"{where}: {message}" if where else message, where or None)
 
 

@@ -1,5 +1,6 @@
 """Every error of the wire, named once, with its status. The envelope is the called convention's (`envelope`)."""
 
+from errno import EDQUOT, ENOSPC
 from typing import Any
 
 from adapter_store import errors as store
@@ -46,10 +47,16 @@ def as_api_error(error: Exception) -> ApiError:
         error = error.__cause__
     if isinstance(error, ApiError):
         return error
+    if _disk_full(error) or _disk_full(error.__cause__):
+        return ApiError(507, "disk_full", "A disk of the server or of its store is full: nothing was changed; try again once it has room.")
     for kind, status, code in TABLE:
         if isinstance(error, kind):
             return ApiError(status, code, str(error), retry_after=getattr(error, "retry_after", None))
     return ApiError(500, "internal_error", "The server failed to answer this request; the fault is in its log.")
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT)
 
 
 def error_type(status: int) -> str:

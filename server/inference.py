@@ -72,13 +72,17 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """What answers: the parts of the line, wired by `app.create_app`. `charge` takes a request's tokens from its caller's quota."""
+    """What answers: the parts of the line, wired by `app.create_app`. `charge` takes a request's tokens from its caller's quota.
+
+    `readers` read manifests: other threads than the `workers`, which tokenize, as a store may hang.
+    """
 
     router: Router
     encoder: Encoder
     residency: Residency
     scheduler: Scheduler
     workers: ThreadPoolExecutor
+    readers: ThreadPoolExecutor
     limits: RequestLimits
     charge: Callable[[Caller, int], None] = lambda caller, tokens: None
 
@@ -104,12 +108,20 @@ class Inference:
         return answers, timing
 
     async def reading(self, resolve: Callable[[], T]) -> T:
-        """What `resolve` makes of the router, once the manifests that it needs are read. What it returns is of this step of the loop."""
+        """What `resolve` makes of the router, once the manifests that it needs are read. What it returns is of this step of the loop.
+
+        A manifest that cannot be read fails what needs it, not the others.
+        """
+        faults: dict[str, Exception] = {}
         while True:
             try:
-                return resolve()
+                with self.router.lacking(faults):
+                    return resolve()
             except ManifestNotRead as needed:
-                await asyncio.get_running_loop().run_in_executor(self.workers, self.router.read, needed.digest)
+                try:
+                    await asyncio.get_running_loop().run_in_executor(self.readers, self.router.read, needed.digest)
+                except Exception as error:
+                    faults[needed.digest] = error
 
     async def route(self, model: str, terms: Terms) -> Route:
         """The route of a model string; raises as `Router.route`."""
@@ -184,8 +196,8 @@ class Inference:
         if not rows:
             return {}
         outputs: dict[int, list[Outputs]] = {}
-        self.charge(terms.caller, _tokens(rows))
         with self.scheduler.reserve(_tokens(rows), terms.caller) as reservation:
+            self.charge(terms.caller, _tokens(rows))  # after: what the queue has no room for costs nothing
             routes = list(by_route)
             groups, faults = await self.residency.groups([route.digests for route in routes])
             for number, error in faults.items():
@@ -204,7 +216,7 @@ class Inference:
                 held = await self.residency.acquire(wanted, terms.cold)
             except (LoadFailed, Cold, TooBig) as error:
                 lacking = {error.digest} if isinstance(error, LoadFailed) else set(error.digests) if isinstance(error, Cold) else wanted
-                for part in [part for part in parts if lacking & set(_digests(part))]:
+                for part in [part for part in parts if lacking & set(_digests(part))] or list(parts):
                     _fail(answers, part, error)
                     parts.remove(part)
                 continue

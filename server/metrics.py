@@ -16,7 +16,7 @@ class Metrics:
         self.requests = Counter("turret_requests", "HTTP requests", ["method", "path", "status"], registry=self.registry)
         self.request_seconds = Histogram("turret_request_seconds", "Time of a request", ["path"], registry=self.registry)
         self.rows = Counter("turret_rows", "Rows answered, by model and outcome", ["model", "outcome"], registry=self.registry)
-        self._counted: set[str] = set()
+        self._counted: dict[str, set[str]] = {}
         self.batch_tokens = Histogram(
             "turret_batch_tokens", "Tokens of a batch", registry=self.registry, buckets=[2**k for k in range(3, 15)]
         )
@@ -46,16 +46,19 @@ class Metrics:
 
     def count_row(self, model: str, outcome: str) -> None:
         """Counts a row that was answered. `model` is a version, or a word for what is none."""
-        self._counted.add(model)
+        self._counted.setdefault(model.partition("@")[0], set()).add(model)
         self.rows.labels(model, outcome).inc()
 
-    def keep(self, versions: Set[str]) -> None:
-        """Drops the rows of versions that are gone, so that versions which come and go do not add up."""
-        for model in [model for model in self._counted if "@" in model and model not in versions]:
-            self._counted.discard(model)
+    def keep(self, name: str, versions: Set[str]) -> None:
+        """Drops the rows of a name's versions that are gone, so that versions which come and go do not add up."""
+        counted = self._counted.get(name, set())
+        for model in [model for model in counted if "@" in model and model not in versions]:
+            counted.discard(model)
             for outcome in ("ok", "error"):
                 with suppress(KeyError):
                     self.rows.remove(model, outcome)
+        if not counted:
+            self._counted.pop(name, None)
 
     def on_load(self, tier: str, seconds: float, failed: bool) -> None:
         """Records a package's way into a tier."""

@@ -196,10 +196,10 @@ class Residency:
             self._device.unpin(digest)
             self._device.remove(digest)
 
-    async def drop(self, digest: str) -> None:
+    async def drop(self, digest: str) -> bool:
         """Frees a package that was deleted on device, host and disk, once the requests that were admitted before have ended.
 
-        Who was admitted since found the same bytes published again: then they stay.
+        Who was admitted since found the same bytes published again: then they stay, and False is returned.
         """
         before = list(self._leases.get(digest, ()))
         for lease in before:
@@ -209,12 +209,13 @@ class Residency:
         for tier in (self._device, self._host):
             await tier.settle(digest)
         if digest in self._leases:
-            return
+            return False
         self._device.remove(digest)
         self._host.remove(digest)
         self._sizes.pop(digest, None)
         await self._loader.settled()
         await self._loader.forget(digest)
+        return True
 
     async def close(self) -> None:
         """Ends what is under way."""

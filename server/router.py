@@ -7,6 +7,7 @@ is drawn by the caller's key, so that the same key stays with the same version.
 import random
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -74,6 +75,7 @@ class Router:
         self._known: dict[str, Known] = {}
         self._known_of = (-1, -1)
         self._manifests: OrderedDict[str, Manifest] = OrderedDict()
+        self._faults: Mapping[str, Exception] = {}  # why manifests could not be read, by digest
         self._pending: dict[str, str] = {}  # names by digest of what is published together, while it is checked
 
     def route(self, model: str, terms: Terms = DEFAULT_TERMS) -> Route:
@@ -98,6 +100,8 @@ class Router:
         """The manifest of a package in the store."""
         manifest = self._manifests.get(digest)
         if manifest is None:
+            if digest in self._faults:
+                raise self._faults[digest]
             if not self._reads:
                 raise ManifestNotRead(digest)
             manifest = self.read(digest)
@@ -109,6 +113,15 @@ class Router:
         if len(self._manifests) > MAX_KNOWN:
             self._manifests.popitem(last=False)
         return manifest
+
+    @contextmanager
+    def lacking(self, faults: Mapping[str, Exception]) -> Iterator[None]:
+        """Within this, manifests that could not be read raise why. It is left in the step of the event loop in which it was entered."""
+        self._faults = faults
+        try:
+            yield
+        finally:
+            self._faults = {}
 
     def forget(self, digest: str) -> None:
         """Drops what is kept of a deleted package."""

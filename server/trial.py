@@ -104,6 +104,8 @@ def _asks(route: Route, manifest: Manifest) -> tuple[list[Ask], list[int]]:
 
 def _check(number: int, example: Example, answers: list[Answer]) -> None:
     fault = next((answer.error for answer in answers if answer.error is not None), None)
+    if fault is not None and fault.status == 503:  # the server's state, not the package's fault
+        raise fault
     if fault is not None:
         raise GoldenExampleFailed(f"The golden example {number} cannot be answered: {fault}")
     values = [answer.value for answer in answers]

@@ -126,9 +126,9 @@ class Guard:
         state.caller = caller = self._caller(scope)
         if not rule.allows(caller):
             held = ", ".join(sorted(caller.scopes))
-            raise ApiError(
-                403, "forbidden", f"The API key '{caller.name}' may not {rule}: that needs the scope {rule.scope}, and it has {held}."
-            )
+            route = str(rule).replace(":path}", "}")
+            sentence = f"The API key '{caller.name}' may not {route}: that needs the scope {rule.scope}, and it has {held}."
+            raise ApiError(403, "forbidden", sentence)
         if rule.upload and not caller.sees(parameters["name"]):
             names = ", ".join(caller.patterns)
             raise ApiError(403, "forbidden", f"The API key '{caller.name}' may not publish under this name: its names are {names}.", "name")

@@ -43,9 +43,10 @@ MEANINGS: dict[int, str] = {
     431: "The headers are larger than the limit",
     500: "A fault of the server; it is in its log",
     503: "Not ready for this now: try again after Retry-After seconds",
+    507: "A disk of the server or of its store is full",
 }
 
-READING = (400, 401, 403, 404, 405, 414, 422, 431, 500, 503)
+READING = (400, 401, 403, 404, 405, 414, 422, 431, 500, 503, 507)
 CHANGING = (*READING, 408, 409, 412, 413, 429)
 ANSWERING = (*READING, 408, 413, 429)
 

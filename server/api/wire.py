@@ -67,10 +67,10 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            task.cancel()
             raise Disconnected
         return task.result()
-    finally:
+    finally:  # also where this is cancelled itself
+        task.cancel()
         gone.cancel()
 
 

@@ -103,7 +103,7 @@ def load_backbone(source: str, device: str = "auto", dtype: str = "auto", name: 
     """Loads a local folder or hub id. device: auto, cpu, cuda, cuda:1. dtype: auto (float32), float32, bfloat16, float16.
     name: what to call it; by default the hub id or the folder's name. fast=False keeps torch's own Linears (the slow twin).
 
-    Raises BackboneError for a family that is not served or a checkpoint that is not whole.
+    Raises BackboneError for a family that is not served or a checkpoint that is not whole, or a device that is not there.
     """
     try:
         config = AutoConfig.from_pretrained(source)
@@ -111,6 +111,8 @@ def load_backbone(source: str, device: str = "auto", dtype: str = "auto", name: 
         raise BackboneError(f"The backbone '{source}' could not be read: {first_line(error)}") from error
     family = _family(config)
     target = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise BackboneError(f"There is no device '{device}' here that torch can use: leave the device to 'auto', or name 'cpu'.")
     kind = torch.float32 if dtype == "auto" else getattr(torch, dtype)
     model, pooler, lm_head = _load(source, config, family)
     shown = name or (Path(source).resolve().name if Path(source).is_dir() else source)

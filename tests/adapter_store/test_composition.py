@@ -86,6 +86,12 @@ def test_not_model_strings(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["fuse(a, b)", "sum(a, b)", "stack(a, base(b))"])
+def test_an_unknown_function_is_answered_with_those_that_there_are(text: str) -> None:
+    with pytest.raises(InvalidName, match=r"expected stack\(...\), average\(...\), parallel\(...\) or fuse\[FUSION\]\(...\), found"):
+        parse(text)
+
+
 @given(st.text(alphabet="ab1@:.,#()[] stackfuseaverage", max_size=60))
 def test_any_text_parses_or_is_refused(text: str) -> None:
     try:

@@ -189,8 +189,12 @@ def test_weighted_aliases(store: Store, tmp_path: Path) -> None:
             store.set_alias("spam", "canary", target)
     with pytest.raises(NotFound, match="9"):
         store.set_alias("spam", "canary", {3: 1, 9: 1})
-    with pytest.raises(Conflict, match="'canary'"):
+    with pytest.raises(Conflict, match="its alias 'canary' points to: move the alias first"):
         store.delete("spam", 3)
+    store.set_alias("spam", "beta", 3)
+    with pytest.raises(Conflict, match="its aliases 'beta' and 'canary' point to: move the aliases first"):
+        store.delete("spam", 3)
+    store.set_alias("spam", "beta", 4)
     store.set_alias("spam", "canary", {4: 70})
     assert not store.catalog.weighted(reference)
     assert store.show("spam").aliases["canary"].version == 4
@@ -349,3 +353,9 @@ def test_history_says_who_did_what(store: Store, tmp_path: Path) -> None:
     assert pages == [5, 3, 2, 1]
     assert store.history("nobody").commits == ()
     assert store.history(before=1) == store.history(before=-5)
+
+
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(StoreError, match="is a file and a store is a folder"):
+        Store.open(str(tmp_path / "file"))

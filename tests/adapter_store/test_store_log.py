@@ -9,6 +9,7 @@ import pytest
 from places import Place
 from samples import MANIFEST, check_sentence, package_file
 
+from adapter_store import log
 from adapter_store.blobs import Blobs
 from adapter_store.catalog import Catalog
 from adapter_store.errors import AlreadyExists, Conflict, StoreError
@@ -274,3 +275,13 @@ def test_a_copied_folder_is_a_store(tmp_path: Path) -> None:
     for entry in copy.entries():
         for record in entry.versions.values():
             assert open_package(copy.path(record.digest)).digest == record.digest
+
+
+def test_a_snapshot_is_written_name_by_name_as_its_model_says(tmp_path: Path) -> None:
+    store = Store.open("memory://")
+    make_history(store, tmp_path)
+    for catalog in (Catalog(), store.catalog):
+        entries, blobs = catalog.contents()
+        state = log._STATE.dump_json(log._State(log._FORMAT, catalog.n, entries, blobs))
+        assert log._dump(catalog) == log._prefix(state) + state + b"}"
+        assert log._load(log._dump(catalog), catalog.n) == catalog

@@ -163,9 +163,21 @@ def test_tables_on_a_terminal(turret: Any, monkeypatch: pytest.MonkeyPatch) -> N
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("COLUMNS", "140")
-    render.print_table(("name", "size"), [("[red]a\x1b", render.size(1_234_567)), ("b" * 70, "c" * 70)])
+    render.print_table(("name", "text"), [("[red]a\x1b", render.size(1_234_567)), ("b" * 70, "c" * 70)])
     lines = [line.split() for line in re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).splitlines()]
-    assert lines == [["name", "size"], ["[red]a\\x1b", "1.2", "MB"], ["b" * 70, "c" * 59 + "…"]]
+    assert lines == [["name", "text"], ["[red]a\\x1b", "1.2", "MB"], ["b" * 70, "c" * 59 + "…"]]
+
+
+def test_no_column_of_a_table_vanishes_on_a_narrow_terminal(turret: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from turret_client import render
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "40")
+    render.print_table(("version", "digest", "size", "by"), [(3, DIGEST, "619.4 kB", "somebody with a long name")])
+    heading, row = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).splitlines()
+    assert heading.split() == ["version", "digest", "size", "by"]
+    assert row.split() == ["3", DIGEST, "619.4", "kB", "somebody", "wi…"]
 
 
 def test_show(turret: Any) -> None:

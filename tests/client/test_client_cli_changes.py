@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from client_driver import Terminal
 from client_stub import DIGEST, Stub
+from turret_client.catalogue import Commit
 from turret_client.render import pointers
 
 MOVED = {"name": "acme/spam", "aliases": {"latest": 3, "prod": {"3": 90, "4": 10}}}
@@ -58,6 +59,13 @@ def test_promote(turret: Any, stub: Stub) -> None:
     assert json.loads(turret("promote", "staging/spam", "spam", "--json").stdout)["commit"] == 12
     assert turret("promote", "staging/Spam", "spam").exit_code == 1
     assert len(stub.asked) == 2
+
+
+def test_what_changes_nothing_says_so(turret: Any, stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from turret_client.client import Turret
+
+    monkeypatch.setattr(Turret, "change", lambda self, changes: Commit(commit=12, changes=[]))
+    assert turret("promote", "spam", "spam").stdout == "12\tnothing to change\n"
 
 
 def test_apply(turret: Any, stub: Stub, tmp_path: Path) -> None:

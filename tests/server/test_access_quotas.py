@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from server.access.quotas import MINUTE, SECOND, Limits, QuotaExceeded, Quotas, TooBigForQuota
 from server.core import LOCAL, Caller
 from server.errors import as_api_error
+from server.scheduler import QueueFull
 
 ONE, OTHER = Caller("one"), Caller("other")
 
@@ -206,3 +207,19 @@ def test_a_request_that_may_not_be_made_costs_nothing(limited: TestClient) -> No
         assert limited.get("/metrics", headers=bearer("few")).status_code == 403
         assert limited.get("/v1/models").status_code == 401
     assert limited.get("/v1/models", headers=bearer("few")).headers["x-ratelimit-remaining-requests"] == "1"
+
+
+def test_what_the_queue_has_no_room_for_costs_no_tokens(limited: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*reservation: object) -> None:
+        raise QueueFull(3)
+
+    monkeypatch.setattr(limited.app.state.services.scheduler, "reserve", full)
+    answer = limited.post("/v1/embeddings", json={"model": "base", "input": "t1 t2"}, headers=bearer("few"))
+    error(answer, 429, "queue_full")
+    assert answer.headers["x-ratelimit-remaining-tokens"] == "50"
+
+
+def test_what_the_quota_does_not_allow_takes_no_part_of_the_queue(limited: TestClient) -> None:
+    answer = limited.post("/v1/embeddings", json={"model": "base", "input": ["t1 " * 30, "t2 " * 30]}, headers=bearer("few"))
+    error(answer, 422, "too_big_for_quota")
+    assert limited.app.state.services.scheduler.queued_tokens == 0

@@ -242,7 +242,17 @@ def test_what_is_no_json(client: TestClient, body: bytes) -> None:
     if body:
         error(answer, 400, "invalid_json")
     else:
-        error(answer, 422, "invalid_request")
+        assert "content-type: application/json" in error(answer, 422, "invalid_request")["message"]
+
+
+def test_json_that_is_sent_as_something_else(client: TestClient) -> None:
+    answer = client.post(WHERE, content=b'{"model": "spam", "inputs": "t1"}', headers={"content-type": "application/x-www-form-urlencoded"})
+    assert "content-type: application/json" in error(answer, 422, "invalid_request")["message"]
+
+
+def test_an_unknown_field_is_named(client: TestClient) -> None:
+    fault = error(client.post(WHERE, json={"model": "spam", "input": TEXT}), 422, "invalid_request")
+    assert fault["message"] == "input: there is no field of this name"
 
 
 def test_a_body_that_is_too_large(client: TestClient) -> None:

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from adapter_store.golden import Example
 from adapter_store.manifest import Head, Manifest
+from server.residency import Cold
 
 TEXTS = ["t1 t2", "t3"]
 
@@ -75,6 +76,20 @@ def test_examples_that_do_not_hold(empty: TestClient, example: dict[str, Any], w
     assert word in fault["message"]
     assert "golden example 1" in fault["message"]
     assert empty.app.state.services.residency.digests == frozenset()
+
+
+@pytest.mark.usefixtures("_nothing_left")
+def test_examples_that_found_no_room_in_time(empty: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is too busy to try a package says so; the package is not at fault."""
+
+    async def cold(wanted: set[str], *terms: Any) -> None:
+        raise Cold(tuple(wanted), 7)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(empty.app.state.services.residency, "acquire", cold)
+        answer = empty.put("/v1/adapters/golden", content=package({"inputs": "t1 t2", "expected": [{}, {}]}))
+    error(answer, 503, "model_cold")
+    assert answer.headers["retry-after"] == "7"
 
 
 def test_examples_of_a_folder(client: TestClient, answers: dict[str, Any], golden: Path, tmp_path: Path) -> None:

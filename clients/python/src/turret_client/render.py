@@ -25,7 +25,9 @@ from turret_client.upload import Progress as Report
 # Control characters, and those that turn the direction of the text around them.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 WIDEST_CELL = 60  # characters, on a terminal
-WHOLE = frozenset({"name", "version", "model", "digest", "label", "score"})  # columns that are never cut
+GAP = 2  # spaces between two columns
+NARROWEST_CELL = 12  # characters that are left of a cut one
+WHOLE = frozenset(("name", "version", "model", "digest", "label", "score", "size", "parameters", "created", "commit", "when"))  # never cut
 
 
 def printable(text: str) -> str:
@@ -59,15 +61,29 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
         for row in cells:
             print("\t".join(row))
         return
+    console = Console(highlight=False)
+    widths = _widths(columns, cells, console.width)
+    console.width = max(console.width, sum(widths) + GAP * len(widths))  # on a narrower terminal the lines wrap
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, column in enumerate(columns):
-        if column in WHOLE:
-            table.add_column(column, no_wrap=True, min_width=max(len(column), *(cell_len(row[index]) for row in cells)))
-        else:
-            table.add_column(column, no_wrap=True, overflow="ellipsis", max_width=WIDEST_CELL)
+    for column, width in zip(columns, widths, strict=True):
+        table.add_column(column, no_wrap=True, overflow="ellipsis", width=width)
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
-    Console(highlight=False).print(table)
+    console.print(table)
+
+
+def _widths(columns: Sequence[str], cells: Sequence[Sequence[str]], room: int) -> list[int]:
+    """A width for each column: what it holds, and where that is too much for the room, less of the widest that may be cut."""
+    widths = [max(len(column), *(cell_len(row[index]) for row in cells)) for index, column in enumerate(columns)]
+    cut = [index for index, column in enumerate(columns) if column not in WHOLE]
+    for index in cut:
+        widths[index] = min(widths[index], WIDEST_CELL)
+    while sum(widths) + GAP * (len(widths) - 1) > room:
+        widest = max(cut, key=widths.__getitem__, default=None)
+        if widest is None or widths[widest] <= NARROWEST_CELL:
+            break
+        widths[widest] -= 1
+    return widths
 
 
 def print_line(*cells: object) -> None:
@@ -123,6 +139,7 @@ def manifest_pairs(manifest: Mapping[str, Any]) -> dict[str, object]:
     pairs |= {f"method {part}": facts(settings) for part, settings in methods.items()}
     pairs |= {"composition": manifest.get("composition"), "head": facts(manifest.get("head") or {})}
     pairs |= {"backbone": facts(manifest.get("backbone") or {}), "source": facts(manifest.get("source") or {})}
+    pairs |= {"golden examples": len(manifest.get("examples") or ()) or None}
     return pairs | {"card": (manifest.get("card") or "").strip()}
 
 

@@ -129,6 +129,8 @@ def _show_aliases(session: Session, moved: AliasMoved) -> None:
 def _show_commit(session: Session, commit: Commit) -> None:
     if session.as_json:
         return print_json(plain(commit))
+    if not commit.changes:
+        print_line(commit.commit, "nothing to change")
     for change in commit.changes:
         print_line(commit.commit, sentence(change))
     return None
