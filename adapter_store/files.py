@@ -5,7 +5,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adapter_store.errors import Damaged, NotFound, StoreError
@@ -71,7 +71,9 @@ class OwnFiles:
         return digest in self._held
 
     def forget(self, digest: str) -> None:
-        """Nothing: there are no files but the blobs."""
+        """Drops what is known of a blob's file. There are no other files."""
+        with suppress(StoreError):
+            self._verified.forget(self._locate(digest))
 
     def close(self) -> None:
         """Nothing, for the same reason."""

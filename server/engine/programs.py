@@ -10,6 +10,9 @@ from collections.abc import Iterable, Mapping
 from server.core import Setup, setup_digests
 from server.engine.program import BARE, Program, Resident, compile_setup
 
+# Programs that are kept, however small: averages by other weights are other setups, and clients can make any number of them.
+MAX_PROGRAMS = 4096
+
 
 class Programs:
     """Programs by setup. Belongs to the engine thread."""
@@ -52,7 +55,7 @@ class Programs:
         return self._keep(setup, unfolded) if program.nbytes > self._budget >= unfolded.nbytes else unfolded
 
     def _keep(self, setup: Setup, program: Program) -> Program:
-        while self._made and self.nbytes + program.nbytes > self._budget:
+        while self._made and (self.nbytes + program.nbytes > self._budget or len(self._made) >= MAX_PROGRAMS):
             self._drop(next(iter(self._made)))
         self._made[setup] = program
         self.nbytes += program.nbytes

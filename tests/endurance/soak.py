@@ -42,13 +42,13 @@ def serving(backbone: Path, folder: Path) -> Iterator[TestClient]:
 
 
 def cycle(client: TestClient, fleet: Fleet, number: int) -> None:
-    """One adapter comes, answers and goes; every fifth time with a second version, a weighted alias, compositions and a bad package."""
+    """One adapter comes, answers and goes; every tenth time with a second version, a weighted alias, compositions and a bad package."""
     name = f"cycle-{number % NAMES}"
     kinds = [kind for kind in fleet.kinds if fleet.kinds[kind].head is not None]
     first, second = (_thrown(fleet, kinds[(number + k) % len(kinds)]) for k in range(2))
     _send(client, "PUT", f"/v1/adapters/{name}", 201, content=first.data, params={"alias": "prod"})
     _send(client, "POST", "/v1/predict", 200, json={"model": f"{name}@prod", "inputs": ["t1 t2 t3", "t4"]})
-    if number % 5 == 0:
+    if number % 10 == 0:
         _send(client, "PUT", f"/v1/adapters/{name}", 201, content=second.data)
         _send(client, "PUT", f"/v1/adapters/{name}/aliases/prod", 200, json={"weights": _both(client, name)})
         models = [name, f"stack(stays-0, {name})", f"average(stays-0:{number + 1}, stays-1:1000)#stays-0"]

@@ -59,4 +59,4 @@ def test_the_cycles_were_real(held: list[dict[str, float]]) -> None:
     assert len(held) == CYCLES // 100
     assert held[0]["device packages"] >= 3
     assert held[0]["blobs"] == 3
-    assert held[0]["log files"] >= 300
+    assert held[0]["log files"] >= 250

@@ -2,6 +2,7 @@
 
 import gc
 import random
+import tracemalloc
 import weakref
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from test_rows import TOLERANCE, load, run, worst
 from adapter_store.manifest import Head, Manifest
 from adapter_store.methods import Method
 from adapter_store.package import TensorData, open_package, write_package
-from server.core import Fuse, Readout, Route, Sequence, Setup, Use
+from server.core import Average, Fuse, Readout, Route, Sequence, Setup, Use
+from server.engine import programs
 from server.engine.backbone import Backbone, load_backbone
 from server.engine.engine import Engine
+from server.engine.loader import read_tensors
 from server.engine.program import FoldedFusion
 from server.engine.staging import Staged
 
@@ -141,3 +144,33 @@ def test_programs_keep_within_their_budget_and_answer_the_same(backbone: Backbon
     assert engines[1].program_bytes < before
     engines[1].unload("f")
     assert engines[1].program_bytes == 0
+
+
+def test_small_programs_are_kept_up_to_a_number(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Averages by other weights are other setups, and a client can name any number of them."""
+    monkeypatch.setattr(programs, "MAX_PROGRAMS", 3)
+    engine = Engine(backbone)
+    for seed, digest in enumerate(("a", "b")):
+        load(engine, tmp_path, digest, tiny.adapter(tiny.KINDS["pfeiffer"], HEAD, seed))
+    for number in range(1, 9):
+        setup = Average((Use("a"), Use("b")), (number / 10, 1 - number / 10))
+        assert engine._programs.of([setup])
+        assert len(engine._programs) == min(number, 3)
+
+
+def test_reading_a_package_keeps_nothing(tmp_path: Path) -> None:
+    """safetensors' own reader of files keeps two numbers for each tensor that it read."""
+    spec = tiny.SPEC.model_copy(update={"hidden_size": 320, "linears": {}})
+    path = tmp_path / "package.safetensors"
+    path.write_bytes(tiny.package(Manifest(methods={"bottleneck": tiny.KINDS["houlsby"]}, backbone=spec), 1))
+    read_tensors(path)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(200):
+            read_tensors(path)
+        gc.collect()
+        kept = (tracemalloc.get_traced_memory()[0] - before) / 200
+    finally:
+        tracemalloc.stop()
+    assert kept < 200, f"{kept} bytes are kept of each reading"
