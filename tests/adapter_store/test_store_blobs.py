@@ -118,7 +118,7 @@ def test_object_stores_are_opened_by_their_url(url: str, monkeypatch: pytest.Mon
 
 def test_a_file_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StoreError, match="cannot be used"):
+    with pytest.raises(StoreError, match="is a file"):
         Store.open(str(tmp_path / "file"))
 
 
