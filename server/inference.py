@@ -190,14 +190,15 @@ class Inference:
 
     async def _run(self, rows: dict[int, list[Sequence]], answers: list[Answer], terms: Terms, timing: Timing) -> dict[int, list[Outputs]]:
         """The outputs of every ask whose packages could be made resident: together, or in groups that fit where all do not."""
+        if not rows:
+            return {}
         by_route: dict[Route, dict[int, list[Sequence]]] = {}
         for i, sequences in rows.items():
             by_route.setdefault(sequences[0].route, {})[i] = sequences
-        if not rows:
-            return {}
         outputs: dict[int, list[Outputs]] = {}
-        with self.scheduler.reserve(_tokens(rows), terms.caller) as reservation:
-            self.charge(terms.caller, _tokens(rows))  # after: what the queue has no room for costs nothing
+        tokens = sum(one.tokens for sequences in rows.values() for one in sequences)
+        with self.scheduler.reserve(tokens, terms.caller) as reservation:
+            self.charge(terms.caller, tokens)  # after: what the queue has no room for costs nothing
             routes = list(by_route)
             groups, faults = await self.residency.groups([route.digests for route in routes])
             for number, error in faults.items():
@@ -246,10 +247,6 @@ def _finish(readings: dict[int, Reading], answers: list[Answer]) -> None:
                 answers[i].attention = attention(reading)
         except Exception as error:
             answers[i].error = _fault(error)
-
-
-def _tokens(rows: dict[int, list[Sequence]]) -> int:
-    return sum(one.tokens for sequences in rows.values() for one in sequences)
 
 
 def _digests(part: dict[int, list[Sequence]]) -> tuple[str, ...]:

@@ -118,11 +118,6 @@ class Bank:
     def __len__(self) -> int:
         return len(self._slots)
 
-    @property
-    def slot_bytes(self) -> int:
-        """Bytes of one slot on the device."""
-        return self.shape.numel * next((slot.element_size() for slot in self._slots.values()), 0)
-
     def put(self, laid_out: Tensor) -> int:
         """Takes in an adapter that lies in a piece of memory as `BankShape.lay_out` wrote it; returns its slot, which it keeps."""
         slot = self._free.pop() if self._free else len(self._slots)
