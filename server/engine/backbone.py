@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from server.engine import attention, linears
 from server.engine.heads import LanguageModel, Pooler
 from server.engine.plan import Stream
 from server.engine.running import Running, Stage, StreamPlan
-from server.engine.taps import install, layers_of, linears_of
+from server.engine.taps import install, layers_of, linears_of, prepare
 
 # The settings that decide what the weights compute; the rest of a config may differ between copies of one model.
 _FINGERPRINTED = ("hidden_act", "activation", "layer_norm_eps", "num_attention_heads", "n_heads", "pad_token_id", "embedding_size")
@@ -48,9 +49,20 @@ class BackboneError(Exception):
     """The backbone cannot be served; the sentence says why and what to do."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Lane:
+    """The backbone's modules once more, on the same weights, with a stage of their own, so that several forwards run at once."""
+
+    model: nn.Module
+    stage: Stage
+
+
 @dataclass(slots=True, eq=False)
 class Backbone:
-    """A loaded backbone. `max_tokens` is what its position embeddings allow in one sequence."""
+    """A loaded backbone.
+
+    max_tokens: what its position embeddings allow in one sequence; lanes: one for each forward that may run at once.
+    """
 
     spec: BackboneSpec
     family: Family
@@ -60,7 +72,7 @@ class Backbone:
     language_model: LanguageModel
     max_tokens: int
     streams: tuple[Stream, ...]
-    stage: Stage
+    lanes: tuple[Lane, ...]
     device: torch.device
     dtype: torch.dtype
 
@@ -75,7 +87,7 @@ class Backbone:
         """How a sentence head without a pooling of its own reads the row: "mean" for some ModernBERTs."""
         return str(getattr(self.config, "classifier_pooling", "cls"))
 
-    def forward(self, plan: StreamPlan, explained: bool = False) -> tuple[Tensor, Running]:
+    def forward(self, plan: StreamPlan, explained: bool = False, lane: int = 0) -> tuple[Tensor, Running]:
         """The last hidden state [T, H] of the first stack's last level, and what was running (for its attentions)."""
         running = Running(plan, explained)
         inputs: dict[str, Any] = {"input_ids": plan.input_ids.unsqueeze(0), "running": running}
@@ -83,25 +95,29 @@ class Backbone:
             inputs["position_ids"] = plan.position_ids.unsqueeze(0)
         if self.family.token_types and plan.type_ids is not None:
             inputs["token_type_ids"] = plan.type_ids.unsqueeze(0)
-        model = self.model.encoder if self.family.encoder_decoder else self.model
-        with self.stage.entered(running):
+        whole, stage = self.lanes[lane].model, self.lanes[lane].stage
+        model = whole.encoder if self.family.encoder_decoder else whole
+        with stage.entered(running):
             hidden: Tensor = model(use_cache=False, **inputs).last_hidden_state[0]  # type: ignore[operator]
         return hidden if running.last is None else running.last, running
 
-    def decode(self, plan: StreamPlan, encoded: Tensor, explained: bool = False) -> tuple[Tensor, Running]:
+    def decode(self, plan: StreamPlan, encoded: Tensor, explained: bool = False, lane: int = 0) -> tuple[Tensor, Running]:
         """The decoder's last hidden state [T, H], its cross-attention on the encoder's [encoder tokens, H]."""
         running = Running(plan, explained)
-        with self.stage.entered(running):
-            output = self.model.decoder(  # type: ignore[operator]
+        with self.lanes[lane].stage.entered(running):
+            output = self.lanes[lane].model.decoder(  # type: ignore[operator]
                 input_ids=plan.input_ids.unsqueeze(0), encoder_hidden_states=encoded.unsqueeze(0), use_cache=False, running=running
             )
         hidden: Tensor = output.last_hidden_state[0]
         return hidden, running
 
 
-def load_backbone(source: str, device: str = "auto", dtype: str = "auto", name: str = "", fast: bool = True) -> Backbone:
+def load_backbone(
+    source: str, device: str = "auto", dtype: str = "auto", name: str = "", fast: bool = True, lanes: int | None = None
+) -> Backbone:
     """Loads a local folder or hub id. device: auto, cpu, cuda, cuda:1. dtype: auto (float32), float32, bfloat16, float16.
-    name: what to call it; by default the hub id or the folder's name. fast=False keeps torch's own Linears (the slow twin).
+    name: what to call it; by default the hub id or the folder's name. fast=False keeps transformers' layers and torch's own Linears
+    (the slow twin). lanes: forwards that may run at once; by default torch's threads on a CPU, one on a GPU.
 
     Raises BackboneError for a family that is not served or a checkpoint that is not whole, or a device that is not there.
     """
@@ -121,8 +137,8 @@ def load_backbone(source: str, device: str = "auto", dtype: str = "auto", name: 
     for module in (pooler, lm_head):
         if module is not None:
             module.to(target, kind)
-    stage = Stage()
-    install(model, family, stage, fast)
+    several = lanes or (torch.get_num_threads() if target.type == "cpu" else 1)
+    made = _lanes(model, family, config.num_attention_heads, fast, several)
     padding_id = config.pad_token_id if family.positions == "after_padding" else None
     first = spec.encoder_layers
     streams = [Stream(0, first, padding_id, not family.shared_layers, target)]
@@ -130,8 +146,19 @@ def load_backbone(source: str, device: str = "auto", dtype: str = "auto", name: 
         streams.append(Stream(first, spec.num_layers, None, False, target))
     return Backbone(
         spec, family, model, config, _pooler(pooler, model, family), _language_model(config, family, lm_head), _max_tokens(config, family),
-        tuple(streams), stage, target, kind,
+        tuple(streams), made, target, kind,
     )  # fmt: skip
+
+
+def _lanes(model: nn.Module, family: Family, heads: int, fast: bool, count: int) -> tuple[Lane, ...]:
+    """The model and copies of its modules, which share every tensor."""
+    flat = prepare(model, family) if fast else []
+    tensors = (*model.parameters(), *model.buffers())
+    models = [model, *(deepcopy(model, {id(tensor): tensor for tensor in tensors}) for _ in range(count - 1))]
+    lanes = tuple(Lane(one, Stage()) for one in models)
+    for lane in lanes:
+        install(lane.model, family, heads, lane.stage, flat)
+    return lanes
 
 
 def _load(source: str, config: PreTrainedConfig, family: Family) -> tuple[nn.Module, nn.Module | None, nn.Module | None]:

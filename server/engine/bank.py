@@ -102,8 +102,16 @@ class InSlot(Mapping[SiteIndex, BottleneckWeights]):
         return len(self._shape.sites)
 
 
+class Taken:
+    """What a batch has gathered from a bank: the tensors of the slots that it asked for last, by site."""
+
+    def __init__(self) -> None:
+        self.slots: tuple[int, ...] = ()
+        self.tensors: dict[SiteIndex, Named] = {}
+
+
 class Bank:
-    """The slots of one shape. Not thread-safe: it belongs to the engine thread."""
+    """The slots of one shape. Batches that run at once may read it; slots come and go between batches, on the engine thread."""
 
     def __init__(self, shape: BankShape) -> None:
         self.shape = shape
@@ -112,8 +120,6 @@ class Bank:
         self._slots: dict[int, Tensor] = {}
         self._views: dict[SiteIndex, dict[int, tuple[Tensor, ...]]] = {site: {} for site, _ in shape.sites}
         self._free: list[int] = []
-        self._taken_slots: tuple[int, ...] = ()
-        self._taken_tensors: dict[SiteIndex, Named] = {}
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -133,34 +139,29 @@ class Bank:
         for views in self._views.values():
             views.pop(slot, None)
         self._free.append(slot)
-        self.rest()
 
-    def rest(self) -> None:
-        """Forgets what was gathered for the last batch."""
-        self._taken_slots, self._taken_tensors = (), {}
-
-    def add_delta(self, site: SiteIndex, segments: tuple[Segment, ...], z: Tensor, s: Tensor) -> None:
-        """s[a:b] += Up(f(Down(z[a:b]))) for each segment, in place; z and s are [T, H]."""
+    def add_delta(self, site: SiteIndex, segments: tuple[Segment, ...], z: Tensor, s: Tensor, taken: Taken) -> None:
+        """s[a:b] += Up(f(Down(z[a:b]))) for each segment, in place; z and s are [T, H]. A batch has one `taken` for all its sites."""
         if self._factors and len(segments) >= GROUPED and z.shape[1] % 4 == 0:
-            self._add_grouped(site, segments, z, s)
+            self._add_grouped(site, segments, z, s, taken)
             return
-        views, activation = self._expanded(site, segments) if self._factors else self._views[site], self._activation
+        views, activation = self._expanded(site, segments, taken) if self._factors else self._views[site], self._activation
         for segment in segments:
             down, down_bias, up, up_bias = views[segment.slot]
             rows = slice(segment.start, segment.end)
             hidden = activation(torch.addmm(down_bias, z[rows], down))
             s[rows].addmm_(hidden, up).add_(up_bias)
 
-    def _expanded(self, site: SiteIndex, segments: tuple[Segment, ...]) -> "dict[int, tuple[Tensor, ...]]":
+    def _expanded(self, site: SiteIndex, segments: tuple[Segment, ...], taken: Taken) -> "dict[int, tuple[Tensor, ...]]":
         """(Down, bias, Up, bias) by slot of the adapters of a batch, made dense for it."""
         slots = sorted({segment.slot for segment in segments})
-        tensors = self._taken(site, slots)
+        tensors = self._take(site, slots, taken)
         down, up = (_expand(name, tensors) for name in ("down", "up"))
         return dict(zip(slots, zip(down, tensors["down.bias"], up, tensors["up.bias"], strict=True), strict=True))
 
-    def _add_grouped(self, site: SiteIndex, segments: tuple[Segment, ...], z: Tensor, s: Tensor) -> None:
+    def _add_grouped(self, site: SiteIndex, segments: tuple[Segment, ...], z: Tensor, s: Tensor, taken: Taken) -> None:
         """The same for many segments of a bank of factors, as two grouped products. Up's bias is a row of Up, against a column of ones."""
-        tensors = self._taken(site, [segment.slot for segment in segments])
+        tensors = self._take(site, [segment.slot for segment in segments], taken)
         down = _expand("down", tensors)
         lengths = [segment.end - segment.start for segment in segments]
         width = down.shape[2]
@@ -183,12 +184,12 @@ class Bank:
         for segment, part in zip(segments, torch.split(delta, lengths), strict=True):
             s[segment.start : segment.end] += part
 
-    def _taken(self, site: SiteIndex, slots: list[int]) -> Named:
+    def _take(self, site: SiteIndex, slots: list[int], taken: Taken) -> Named:
         """The tensors of some slots at a site. A batch asks for the same ones at every site: they are gathered once."""
         wanted = tuple(slots)
-        if wanted != self._taken_slots:
-            self._taken_slots, self._taken_tensors = wanted, self.shape.views(torch.stack([self._slots[slot] for slot in slots]))
-        return {name: tensor.contiguous() for name, tensor in self._taken_tensors[site].items()}
+        if wanted != taken.slots:
+            taken.slots, taken.tensors = wanted, self.shape.views(torch.stack([self._slots[slot] for slot in slots]))
+        return {name: tensor.contiguous() for name, tensor in taken.tensors[site].items()}
 
 
 def _expand(name: str, tensors: Named, below: int = 0) -> Tensor:

@@ -1,6 +1,7 @@
 """The engine: packages on the device, setups compiled into programs, batches run. Belongs to one thread; knows no HTTP and no store."""
 
 from collections import defaultdict
+from collections.abc import Hashable
 from collections.abc import Sequence as Rows
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from server.engine import heads
 from server.engine.backbone import Backbone
 from server.engine.bank import Bank, BankShape
 from server.engine.heads import HeadWeights
+from server.engine.lanes import LANE_TOKENS, Lanes, split
 from server.engine.loader import LoadedPackage, load_package
 from server.engine.plan import Row, own_tokens, plan
 from server.engine.program import Program, Resident
@@ -32,9 +34,11 @@ class Engine:
     layers by itself; the tests hold the two equal.
     """
 
-    def __init__(self, backbone: Backbone, fast: bool = True, program_bytes: int = 512 << 20) -> None:
+    def __init__(self, backbone: Backbone, fast: bool = True, program_bytes: int = 512 << 20, lane_tokens: int = LANE_TOKENS) -> None:
         self.backbone = backbone
         self._fast = fast
+        self._lanes = Lanes(len(backbone.lanes))
+        self._lane_tokens = lane_tokens
         self._banks: dict[BankShape, Bank] = {}
         self._residents: dict[str, Resident] = {}
         self._programs = Programs(self._residents, fast, program_bytes)
@@ -91,27 +95,36 @@ class Engine:
         """The digests on the device."""
         return frozenset(self._residents)
 
-    @torch.inference_mode()
     def run(self, batch: Batch) -> list[Outputs]:
         """The named float32 arrays of each row of the batch, in its order; what they are is the row's `Readout`."""
         compiled = self._programs.of(row.route.setup for row in batch.rows)
-        programs = [compiled[row.route.setup] for row in batch.rows]
-        first = [
-            Row(row.input_ids, row.type_ids, program, self._key(place, row))
-            for place, (row, program) in enumerate(zip(batch.rows, programs, strict=True))
-        ]
-        explained = any(row.readout.explain for row in batch.rows)
-        encoded, running = self.backbone.forward(plan(first, self.backbone.streams[0]), explained)
+        keys = [self._key(place, row) for place, row in enumerate(batch.rows)]
+        parts = split([row.tokens for row in batch.rows], keys, self.backbone.spec.hidden_size, self._lanes.count, self._lane_tokens)
+
+        def run(lane: int) -> list[Outputs]:
+            rows = [batch.rows[place] for place in parts[lane]]
+            return self._run(rows, [compiled[row.route.setup] for row in rows], [keys[place] for place in parts[lane]], lane)
+
+        answers = self._lanes.run(len(parts), run)
+        if len(parts) == 1:
+            return answers[0]
+        by_place = {place: one for places, some in zip(parts, answers, strict=True) for place, one in zip(places, some, strict=True)}
+        return [by_place[place] for place in range(len(batch.rows))]
+
+    @torch.inference_mode()
+    def _run(self, rows: Rows[Sequence], programs: Rows[Program], keys: Rows[Hashable], lane: int) -> list[Outputs]:
+        """The same for rows in a batch's order, on one lane."""
+        first = [Row(row.input_ids, row.type_ids, program, key) for row, program, key in zip(rows, programs, keys, strict=True)]
+        explained = any(row.readout.explain for row in rows)
+        encoded, running = self.backbone.forward(plan(first, self.backbone.streams[0]), explained, lane)
         spans = running.plan.spans
         hidden = {place: self._own(first[place], encoded, spans[place]) for place in range(len(first))}
         outputs: dict[int, Named] = {}
         if explained:
-            _explain(outputs, batch.rows, running)
-        decoded = self._decode(batch.rows, programs, encoded, spans, explained, outputs) if len(self.backbone.streams) > 1 else {}
-        self._read_out(batch.rows, programs, first, encoded, spans, hidden, decoded, outputs)
-        for bank in self._banks.values():
-            bank.rest()
-        return [{name: tensor.float().cpu().numpy() for name, tensor in outputs[place].items()} for place in range(len(batch.rows))]
+            _explain(outputs, rows, running)
+        decoded = self._decode(rows, programs, encoded, spans, explained, outputs, lane) if len(self.backbone.streams) > 1 else {}
+        self._read_out(rows, programs, first, encoded, spans, hidden, decoded, outputs)
+        return [{name: tensor.float().cpu().numpy() for name, tensor in outputs[place].items()} for place in range(len(rows))]
 
     def greedy(self, rows: Rows[Sequence], max_new_tokens: int, eos_token_id: int | None = None) -> list[list[int]]:
         """The tokens that a language-model head finds likeliest, one after the other, for each row; no cache, so every step runs whole.
@@ -130,7 +143,7 @@ class Engine:
                 made[i].append(int(np.argmax(outputs[place]["logits"][-1])))
         return made
 
-    def _key(self, place: int, row: Sequence) -> object:
+    def _key(self, place: int, row: Sequence) -> Hashable:
         """Equal keys are equal inputs, whose rows may be one sequence for a while."""
         return (row.input_ids.tobytes(), row.type_ids.tobytes()) if self._fast else place
 
@@ -146,7 +159,14 @@ class Engine:
         return replace(package, head=head), words
 
     def _decode(
-        self, rows: Rows[Sequence], programs: Rows[Program], encoded: Tensor, spans: Rows[Span], explained: bool, outputs: dict[int, Named]
+        self,
+        rows: Rows[Sequence],
+        programs: Rows[Program],
+        encoded: Tensor,
+        spans: Rows[Span],
+        explained: bool,
+        outputs: dict[int, Named],
+        lane: int,
     ) -> dict[int, Tensor]:
         """The decoder's last hidden state of each row that has decoder tokens."""
         places = sorted(
@@ -159,7 +179,7 @@ class Engine:
             ids = rows[place].decoder_ids
             assert ids is not None
             second.append(Row(ids, np.zeros_like(ids), programs[place], place, spans[place]))
-        hidden, running = self.backbone.decode(plan(second, self.backbone.streams[1]), encoded, explained)
+        hidden, running = self.backbone.decode(plan(second, self.backbone.streams[1]), encoded, explained, lane)
         if explained:
             _explain(outputs, [rows[place] for place in places], running, places)
         return {place: hidden[start:end] for place, (start, end) in zip(places, running.plan.spans, strict=True)}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu, linear
 from transformers.activations import GELUActivation
 from transformers.pytorch_utils import Conv1D
 
@@ -43,13 +44,21 @@ class LinearWork:
 
     def apply(self, x: Tensor, product: Product) -> Tensor:
         """y [T, out] for x [T, in]."""
+        read = self.read(x)
+        return self.change(read, product(read.unsqueeze(0))[0])
+
+    def read(self, x: Tensor) -> Tensor:
+        """x [T, in] as the linear shall read it: itself, or a copy in which rows are scaled."""
         read = x
         for work in self.nodes:
             if work.at_input:
                 read = x.clone() if read is x else read
                 for tokens in work.tokens:
                     tokens.put(read, scaled_input(work.node, tokens.take(x)))
-        y = product(read.unsqueeze(0))[0]
+        return read
+
+    def change(self, read: Tensor, y: Tensor) -> Tensor:
+        """y [T, out], changed in place; it may be columns of a wider product. read [T, in] is what the linear read."""
         for work in self.nodes:
             for tokens in work.tokens:
                 if isinstance(work.node, LoRAWeights) and work.node.gate_weight is None and tokens.indices is None:
@@ -60,12 +69,50 @@ class LinearWork:
         return y
 
 
+class Dense:
+    """A frozen linear y = W x + b on [T, in], or several that read the same x as one. Prepacked where `prepackable`.
+
+    weight [out, in]; bias [out] or None. GELU and a residual are part of the same product where it is prepacked.
+    """
+
+    def __init__(self, *modules: nn.Linear) -> None:
+        prepacked = prepackable(modules[0])
+        weight = torch.cat([module.weight.detach() for module in modules])
+        self._bias = torch.cat([module.bias.detach() for module in modules]) if modules[0].bias is not None else None
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if prepacked else weight
+        self._product = torch.ops.mkldnn._linear_pointwise.default if prepacked else None
+        self._sum = torch.ops.mkldnn._linear_pointwise.binary if prepacked else None
+        for module in modules:
+            module.weight = None  # type: ignore[assignment]  # its numbers are here now
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """W x + b."""
+        if self._product is None:
+            return linear(x, self._weight, self._bias)
+        y: Tensor = self._product(x, self._weight, self._bias, "none", [], "none")
+        return y
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """GELU(W x + b), the exact one (erf)."""
+        if self._product is None:
+            return gelu(linear(x, self._weight, self._bias))
+        y: Tensor = self._product(x, self._weight, self._bias, "gelu", [], "none")
+        return y
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        """W x + b + residual [T, out], a new tensor."""
+        if self._sum is None:
+            return linear(x, self._weight, self._bias).add_(residual)
+        y: Tensor = self._sum(x, residual, self._weight, self._bias, "add")
+        return y
+
+
 def prepack(layer: nn.Module, feed_forward: tuple[str, str] | None) -> int:
     """Prepacks every Linear of a layer, giving up torch's own copy of the weights. Returns how many were."""
-    if not _possible(layer):
+    if not prepackable(layer):
         return 0
     dense, activation = (layer.get_submodule(name) for name in feed_forward) if feed_forward else (None, None)
-    fused = isinstance(activation, GELUActivation) and activation.act is torch.nn.functional.gelu
+    fused = is_gelu(activation)
     count = 0
     for module in layer.modules():
         if isinstance(module, nn.Linear):
@@ -76,7 +123,13 @@ def prepack(layer: nn.Module, feed_forward: tuple[str, str] | None) -> int:
     return count
 
 
-def _possible(layer: nn.Module) -> bool:
+def is_gelu(activation: nn.Module | None) -> bool:
+    """Whether an activation is the GELU that products can be fused with."""
+    return isinstance(activation, GELUActivation) and activation.act is gelu
+
+
+def prepackable(layer: nn.Module) -> bool:
+    """Whether oneDNN takes the products of a module on its device and in its dtype."""
     parameter = next(layer.parameters())
     built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     available = built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -114,7 +167,7 @@ def tap(module: nn.Module, address: str, stage: "Stage") -> None:
         if work is None:
             return inner(x)
         y = work.apply(x[0], plain or inner).unsqueeze(0)
-        return y if plain is None else torch.nn.functional.gelu(y)
+        return y if plain is None else gelu(y)
 
     module.forward = forward
 

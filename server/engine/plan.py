@@ -17,7 +17,7 @@ from torch import Tensor
 from adapter_store.methods import Prompt
 from server.core import Ints
 from server.engine.attention import Packing
-from server.engine.bank import Bank, Segment
+from server.engine.bank import Bank, Segment, Taken
 from server.engine.embeddings import EmbeddingWork
 from server.engine.linears import LinearWork, NodeTokens
 from server.engine.program import FoldedFusion, Program, Slot
@@ -178,8 +178,9 @@ def _sites(programs: Sequence[tuple[Program, list[Span]]], layers: range, device
                 each = tuple(Tokens((span,), None) for span in spans) if composition.gated(at_site) else (whole,)
                 nodes[address].append(NodeWork(at_site, each))
     works = {}
+    taken: dict[int, Taken] = defaultdict(Taken)
     for address in deltas.keys() | folded.keys() | nodes.keys():
-        banks = tuple(DeltaWork(bank, tuple(segments)) for bank, segments in deltas.get(address, {}).values())
+        banks = tuple(DeltaWork(bank, tuple(segments), taken[id(bank)]) for bank, segments in deltas.get(address, {}).values())
         works[address] = SiteWork(banks, tuple(folded.get(address, ())), tuple(nodes.get(address, ())))
     return works
 

@@ -69,6 +69,10 @@ class Running:
         """Where the sequences of the present level lie."""
         return self.level.packing
 
+    def noted(self, address: str) -> list[tuple[int, tuple[Span, ...], Tensor]] | None:
+        """Where a site notes what its fusions attended to; None where nobody asked."""
+        return None if self.attentions is None else self.attentions.setdefault(address, [])
+
     def enter(self, layer: int) -> Tensor | None:
         """Moves to the level that begins at a layer; returns its gather, or None where none begins."""
         level = self._next.get(layer)

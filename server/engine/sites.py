@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from adapter_store.families import SiteModules
 from adapter_store.methods import Bottleneck
-from server.engine.bank import Bank, Segment
+from server.engine.bank import Bank, Segment, Taken
 from server.methods.bottleneck import DeltaInput, Norm
 from server.methods.composition import Node, after, run
 from server.methods.fusion import Folded
@@ -60,10 +60,11 @@ Step = tuple[Tokens, Tensor, Bottleneck, Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class DeltaWork:
-    """The segments of one bank at a site."""
+    """The segments of one bank at a site. `taken` is shared by the sites of a batch."""
 
     bank: Bank
     segments: tuple[Segment, ...]
+    taken: Taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +93,14 @@ class SiteWork:
     folded: tuple[FoldedWork, ...] = ()
     nodes: tuple[NodeWork, ...] = ()
 
-    def after_norm(self, site: str, h: Tensor, x: Tensor, s: Tensor, norm: Norm, explained: Attentions | None) -> Tensor:
-        """A post-norm site's output for all tokens, [T, H], from h, x and s = h + x. Overwrites s, a temporary of the layer."""
+    @property
+    def reads_sublayer(self) -> bool:
+        """Whether the sub-layer's own output h is needed, and not only h + x."""
+        inputs = [work.bank.shape.input for work in self.deltas] + [work.input for work in self.folded]
+        return bool(self.nodes) or "sublayer" in inputs
+
+    def after_norm(self, site: str, h: Tensor | None, x: Tensor, s: Tensor, norm: Norm, explained: Attentions | None) -> Tensor:
+        """A post-norm site's output for all tokens, [T, H], from x, s = h + x and, if `reads_sublayer`, h. Overwrites s, a temporary."""
         answers = [
             (tokens, after(last, out, rows, residual, norm)) for tokens, out, last, rows, residual in self._steps(h, x, norm, explained)
         ]
@@ -116,10 +123,11 @@ class SiteWork:
             tokens.put(h, answer)
         return h
 
-    def _steps(self, h: Tensor, x: Tensor, norm: Norm | None, explained: Attentions | None) -> list[Step]:
+    def _steps(self, h: Tensor | None, x: Tensor, norm: Norm | None, explained: Attentions | None) -> list[Step]:
         """What goes step by step."""
         steps: list[Step] = []
         for work in self.nodes:
+            assert h is not None
             for tokens in work.tokens:
                 rows, residual = tokens.take(h), tokens.take(x)
                 attentions: list[tuple[int, Tensor]] = []
@@ -129,9 +137,11 @@ class SiteWork:
                     explained += [(number, tokens.spans, attention) for number, attention in attentions]
         return steps
 
-    def _inputs(self, h: Tensor, x: Tensor, normed: Callable[[], Tensor]) -> dict[DeltaInput, Tensor]:
+    def _inputs(self, h: Tensor | None, x: Tensor, normed: Callable[[], Tensor]) -> dict[DeltaInput, Tensor]:
         read = {work.bank.shape.input for work in self.deltas} | {work.input for work in self.folded}
-        inputs: dict[DeltaInput, Tensor] = {"sublayer": h, "residual": x}
+        inputs: dict[DeltaInput, Tensor] = {"residual": x}
+        if h is not None:
+            inputs["sublayer"] = h
         if "norm" in read:
             inputs["norm"] = normed()
         return inputs
@@ -139,7 +149,7 @@ class SiteWork:
     def _add(self, site: str, inputs: dict[DeltaInput, Tensor], total: Tensor, explained: Attentions | None) -> None:
         """Adds every delta to `total`, in place."""
         for delta in self.deltas:
-            delta.bank.add_delta(site, delta.segments, inputs[delta.bank.shape.input], total)
+            delta.bank.add_delta(site, delta.segments, inputs[delta.bank.shape.input], total, delta.taken)
         for work in self.folded:
             z, out = work.tokens.take(inputs[work.input]), work.tokens.take(total)
             attention = work.folded.add(z, out)
@@ -172,20 +182,17 @@ class Site:
         assert h is not None
         assert x is not None
         h, x = (x, h) if self._swapped else (h, x)
-        return work.after_norm(self.address, h[0], x[0], s[0], self._norm, self._explained()).unsqueeze(0)
+        return work.after_norm(self.address, h[0], x[0], s[0], self._norm, running.noted(self.address)).unsqueeze(0)
 
     def at_sublayer(self, h: Tensor) -> Tensor:
         """Behind a pre-norm model's sub-layer; h is [1, T, H]."""
-        work = self._stage.now().level.sites.get(self.address)
+        running = self._stage.now()
+        work = running.level.sites.get(self.address)
         x, self.x = self.x, None
         if work is None:
             return h
         assert x is not None
-        return work.before_sum(self.address, h[0], x[0], self._hooked, self._explained()).unsqueeze(0)
-
-    def _explained(self) -> Attentions | None:
-        attentions = self._stage.now().attentions
-        return None if attentions is None else attentions.setdefault(self.address, [])
+        return work.before_sum(self.address, h[0], x[0], self._hooked, running.noted(self.address)).unsqueeze(0)
 
 
 def install(layer: nn.Module, number: int, sites: Sequence[SiteModules], stage: "Stage", hooked: bool) -> None:

@@ -5,15 +5,16 @@ embeddings. Taps are instance attributes (`module.forward = ...`), and each read
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adapter_store.families import Family, Layers
-from server.engine import linears, sites
+from server.engine import linears, postnorm, sites
 from server.engine.attention import Rule
+from server.engine.postnorm import PostNormLayer, PostNormWeights
 from server.engine.running import Stage
 
 
@@ -32,18 +33,37 @@ def linears_of(layer: nn.Module, layers: Layers) -> dict[str, nn.Module]:
     return {name: there[path] for name, path in found.items() if path is not None}
 
 
-def install(model: nn.Module, family: Family, stage: Stage, fast: bool) -> None:
+def prepare(model: nn.Module, family: Family) -> list[PostNormWeights | None]:
+    """Lays out the frozen weights for their products, once for all copies of the modules. By layer: what a flat layer needs of it, None
+    where transformers' own layer runs.
+    """
+    flat: list[PostNormWeights | None] = []
+    for layers in family.layers:
+        for layer in layers_of(model, layers):
+            named = linears_of(layer, layers)
+            if not family.shared_layers and not family.encoder_decoder and postnorm.fits(layers, named):
+                flat.append(postnorm.take(layer, layers, named))
+            else:
+                linears.prepack(layer, layers.feed_forward)
+                flat.append(None)
+    return flat
+
+
+def install(model: nn.Module, family: Family, heads: int, stage: Stage, flat: Sequence[PostNormWeights | None] = ()) -> None:
+    """Taps a model. flat: what `prepare` returned; without it the slow twins run."""
     number = 0
     for which, layers in enumerate(family.layers):
         first = number
         for layer in layers_of(model, layers):
-            if fast:
-                linears.prepack(layer, layers.feed_forward)
-            for name, module in linears_of(layer, layers).items():
-                linears.tap(module, f"layers.{number}.{name}", stage)
-            sites.install(layer, number, layers.sites, stage, family.hooked)
-            _tap_attentions(layer, layers, number, first, family, model, which)
-            _tap_norms(layer, layers, number, stage)
+            weights = flat[number] if flat else None
+            if weights is not None:
+                layer.forward = PostNormLayer(weights, number, heads, stage).forward
+            else:
+                for name, module in linears_of(layer, layers).items():
+                    linears.tap(module, f"layers.{number}.{name}", stage)
+                sites.install(layer, number, layers.sites, stage, family.hooked)
+                _tap_attentions(layer, layers, number, first, family, model, which)
+                _tap_norms(layer, layers, number, stage)
             _tap_levels(layer, number, stage)
             number += 1
     if "embedding_projection" in family.linears:

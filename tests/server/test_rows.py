@@ -62,9 +62,10 @@ MEMBERS = [
 
 @dataclass(frozen=True)
 class Twins:
-    """The same packages in an engine with banks and in one without."""
+    """The same packages in an engine with every fast path, in one that runs batches in several lanes, and in one with neither."""
 
     fast: Engine
+    lanes: Engine
     slow: Engine
     routes: tuple[Route, ...]
 
@@ -88,7 +89,12 @@ def backbone(folder: Path) -> Backbone:
 @pytest.fixture(scope="module")
 def twins(backbone: Backbone, folder: Path) -> Twins:
     """Adapters of every kind, three of each so that banks hold several, with every kind of head, and stacks of them."""
-    engines = Engine(backbone), Engine(backbone, fast=False)
+    source = str(folder / "backbone")
+    engines = (
+        Engine(backbone),
+        Engine(load_backbone(source, device="cpu", lanes=3), lane_tokens=8),
+        Engine(load_backbone(source, device="cpu", fast=False), fast=False),
+    )
     routes = [Route("base")]
     for seed, (kind, config) in enumerate([*tiny.KINDS.items()] * 3):
         name = f"{kind}-{seed}"
@@ -162,11 +168,13 @@ def test_a_row_alone_equals_the_row_in_any_company(twins: Twins, seed: int) -> N
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_banks_equal_their_slow_twin(twins: Twins, seed: int) -> None:
+def test_fast_paths_equal_their_slow_twins(twins: Twins, seed: int) -> None:
     chance = random.Random(seed)
     rows = [a_row(route, chance) for route in twins.routes for _ in range(3)]
     chance.shuffle(rows)
-    assert worst(run(twins.fast, rows), run(twins.slow, rows)) <= TOLERANCE
+    fast = run(twins.fast, rows)
+    assert worst(fast, run(twins.slow, rows)) <= TOLERANCE
+    assert worst(fast, run(twins.lanes, rows)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("hidden_act", ["gelu", "gelu_new", "relu"])
