@@ -70,7 +70,7 @@ class LinearWork:
 
 
 class Dense:
-    """A frozen linear y = W x + b on [T, in], or several that read the same x as one. Prepacked where `prepackable`.
+    """A frozen linear y = W x + b on [.., in], or several that read the same x as one. Prepacked where `prepackable`.
 
     weight [out, in]; bias [out] or None. GELU and a residual are part of the same product where it is prepacked.
     """
@@ -87,23 +87,22 @@ class Dense:
 
     def __call__(self, x: Tensor) -> Tensor:
         """W x + b."""
-        if self._product is None:
-            return linear(x, self._weight, self._bias)
-        y: Tensor = self._product(x, self._weight, self._bias, "none", [], "none")
-        return y
+        return linear(x, self._weight, self._bias) if self._product is None else self._multiply(x, "none")
 
     def gelu(self, x: Tensor) -> Tensor:
         """GELU(W x + b), the exact one (erf)."""
-        if self._product is None:
-            return gelu(linear(x, self._weight, self._bias))
-        y: Tensor = self._product(x, self._weight, self._bias, "gelu", [], "none")
-        return y
+        return gelu(linear(x, self._weight, self._bias)) if self._product is None else self._multiply(x, "gelu")
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """W x + b + residual [T, out], a new tensor."""
         if self._sum is None:
             return linear(x, self._weight, self._bias).add_(residual)
         y: Tensor = self._sum(x, residual, self._weight, self._bias, "add")
+        return y
+
+    def _multiply(self, x: Tensor, then: str) -> Tensor:
+        assert self._product is not None
+        y: Tensor = self._product(x, self._weight, self._bias, then, [], "none")
         return y
 
 
@@ -132,25 +131,20 @@ def prepackable(layer: nn.Module) -> bool:
     """Whether oneDNN takes the products of a module on its device and in its dtype."""
     parameter = next(layer.parameters())
     built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    available = built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return available and parameter.device.type == "cpu" and parameter.dtype == torch.float32
+    available = built and hasattr(torch.ops.mkldnn, "_linear_pointwise") and parameter.device.type == "cpu"
+    return available and (parameter.dtype == torch.float32 or (parameter.dtype == torch.bfloat16 and multiplies_bfloat16()))
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether oneDNN has products of bfloat16 for this CPU."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _replace(module: nn.Linear, fused: bool) -> None:
-    weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), None)
-    bias = None if module.bias is None else module.bias.detach()
-    product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
-
-    def forward(x: Tensor) -> Tensor:
-        return product(x, weight, bias, "gelu" if fused else "none", [], "none")
-
-    def plain(x: Tensor) -> Tensor:
-        return product(x, weight, bias, "none", [], "none")
-
-    module.forward = forward  # type: ignore[method-assign, assignment]
-    module.weight = None  # type: ignore[assignment]
+    dense = Dense(module)
+    module.forward = dense.gelu if fused else dense  # type: ignore[method-assign, assignment]
     if fused:
-        module.turret_plain = plain  # type: ignore[assignment]
+        module.turret_plain = dense  # type: ignore[assignment]
 
 
 def _identity(x: Tensor) -> Tensor:
