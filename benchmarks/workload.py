@@ -13,11 +13,41 @@ from adapter_store.store import Store
 from server.core import Readout, Route, Sequence, Setup
 from server.engine.loader import LoadedPackage, package_of
 
+LENGTHS = ("log-normal", "16", "128", "512")
+TASKS = ("uniform", "zipf", "distinct", "one")
+ZIPF = 1.5
+
 
 def lengths(rng: np.random.Generator, rows: int, median: float = 25.0, sigma: float = 0.8, low: int = 4, high: int = 128) -> list[int]:
     """Log-normal token counts: median about 25, within 4 to 128."""
     drawn = np.exp(rng.normal(np.log(median), sigma, rows)).round().astype(int)
     return [int(n) for n in np.clip(drawn, low, high)]
+
+
+def mixed(rng: np.random.Generator, rows: int, kind: str) -> list[int]:
+    """Token counts of one of `LENGTHS`: "log-normal", or a fixed number."""
+    return lengths(rng, rows) if kind == "log-normal" else [int(kind)] * rows
+
+
+def tasks(rng: np.random.Generator, rows: int, kind: str, count: int) -> list[int]:
+    """The task of each row, a number below `count`, by one of `TASKS`.
+
+    "uniform" and "zipf" are drawn (Zipf: task n has a share of 1 / (n + 1) ** 1.5); "distinct" is a different task for each row, in
+    random order, and needs as many; "one" is task 0 for all.
+    """
+    match kind:
+        case "one":
+            return [0] * rows
+        case "distinct":
+            if rows > count:
+                raise ValueError(f"{rows} rows of distinct tasks need as many tasks, not {count}")
+            return [int(task) for task in rng.permutation(count)[:rows]]
+        case "uniform":
+            return [int(task) for task in rng.integers(0, count, rows)]
+        case "zipf":
+            shares = 1.0 / np.arange(1, count + 1) ** ZIPF
+            return [int(task) for task in rng.choice(count, rows, p=shares / shares.sum())]
+    raise ValueError(f"'{kind}' is not one of {', '.join(TASKS)}")
 
 
 def sequences(rng: np.random.Generator, tokens: list[int], setups: list[Setup | None]) -> list[Sequence]:
