@@ -7,6 +7,7 @@ competitor's last hidden states are compared with Turret's, token by token; a di
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ DEVIATION = 0.05
 MEMBERS = (3, 8)
 MATRIX_TOKENS = 4096
 PARITY = 1e-4
+BUSY = 0.5  # of the cores: from which load a run warns
 ACTS = 1e-2  # what adapters must change at least, or the parity would say nothing about them
 
 Figures = dict[str, dict[str, float]]
@@ -81,6 +83,7 @@ class Bench:
     turret: Worker
     adapters: Worker
     peft: Worker
+    about: dict[str, dict[str, Any]]
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
     parity: list[dict[str, Any]] = field(default_factory=list)
 
@@ -167,9 +170,7 @@ def sizes(bench: Bench) -> None:
             "Turret, bare": Lane(turret, "bare", key),
             "Turret, one adapter": Lane(turret, "pfeiffer", f"{key}, one"),
             "Turret, an adapter per row": Lane(turret, "pfeiffer", key),
-            "matrix products, torch.mm": Lane(turret, "matrix products, torch.mm", key),
-            "matrix products, prepacked": Lane(turret, "matrix products, prepacked", key),
-        }
+        } | {kind: Lane(turret, kind, key) for kind in bench.about["Turret"]["products"]}
         bench.measure(f"a batch of {rows}", rounds, tokens, rows, 1, lanes)
     bench.sections[f"a batch of {max(SIZES)}"]["profile"] = turret.ask("profile", kind="bare", key=f"{max(SIZES)} rows")
 
@@ -212,7 +213,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 
 
 @contextlib.contextmanager
-def started(folder: Path, effort: Effort, seed: int) -> Iterator[tuple[Bench, dict[str, dict[str, Any]]]]:
+def started(folder: Path, effort: Effort, seed: int) -> Iterator[Bench]:
     """The workers, with all adapters made and imported; and what each says about itself."""
     interpreters = {"Turret": sys.executable, "adapters": venvs.make("adapters"), "PEFT": venvs.make("peft")}
     modules = {name: f"benchmarks.competitors.workers.{name.lower()}" for name in interpreters}
@@ -230,7 +231,7 @@ def started(folder: Path, effort: Effort, seed: int) -> Iterator[tuple[Bench, di
             kind = f"fusion of {members}"
             names = adapters.ask("fuse", folder=saved[kind], members=members, deviation=DEVIATION, seed=seed)
             turret.ask("take_in_fusion", kind=kind, folder=saved[kind], names=names, members="pfeiffer")
-        yield Bench(folder, effort, seed, turret, adapters, peft), about
+        yield Bench(folder, effort, seed, turret, adapters, peft, about)
 
 
 def differing(parity: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -256,13 +257,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--only", choices=list(PARTS), nargs="+", help="run only these parts, and write nothing")
     options = parser.parse_args()
-    with (
-        TemporaryDirectory(prefix="turret-bench-") as folder,
-        started(Path(folder), QUICK if options.quick else Effort(), options.seed) as (
-            bench,
-            about,
-        ),
-    ):
+    effort = QUICK if options.quick else Effort()
+    if (load := os.getloadavg()[0]) > BUSY * (os.cpu_count() or 1):
+        print(f"The machine is busy (a load of {load:.1f}): these figures will say more about that than about the contenders.", flush=True)
+    with TemporaryDirectory(prefix="turret-bench-") as folder, started(Path(folder), effort, options.seed) as bench:
         for part in options.only or PARTS:
             PARTS[part](bench)
     console = Console(width=120)
@@ -273,7 +271,7 @@ def main() -> None:
         console.print(f"parity: {one['contender']}: largest difference from Turret {one['difference']:.1e}")
     if not options.only:
         command = "python -m benchmarks.engines" + " --quick" * options.quick
-        path = engine_report.write(command, bench.sections, bench.parity, about)
+        path = engine_report.write(command, bench.sections, bench.parity, bench.about)
         console.print(f"written to {path.relative_to(venvs.ROOT)}")
     if wrong:
         sys.exit("NOT THE SAME OUTPUTS: " + "; ".join(wrong))

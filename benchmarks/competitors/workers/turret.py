@@ -46,6 +46,7 @@ class Model:
             "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
             "dtype": str(self.engine.backbone.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
+            "products": products.kinds,
             "multiply-adds a token": products.multiply_adds,
         }
 
