@@ -18,7 +18,7 @@ def write(command: str, sections: Sections, parity: Sequence[Mapping[str, Any]],
     multiply_adds = about["Turret"]["multiply-adds a token"]
     tables = [rates(sections, multiply_adds), *duels(sections), matrix(sections), parities(parity), operators(sections)]
     raw = {"sections": sections, "parity": parity, "about": about}
-    return record.write("engines", command, settings(about), goals(sections, multiply_adds), tables, plots(sections), raw)
+    return record.write("engines", command, settings(about), goals(sections), tables, plots(sections), raw)
 
 
 def _ms(sections: Sections, title: str, contender: str) -> float:
@@ -40,7 +40,7 @@ def _products(sections: Sections, title: str) -> list[str]:
     return [name for name in sections[title]["figures"] if name.startswith(ROOFLINE)]
 
 
-def goals(sections: Sections, multiply_adds: int) -> list[record.Row]:
+def goals(sections: Sections) -> list[record.Row]:
     """The goals that engines alone decide."""
     profile = sections[SIXTY_FOUR]["profile"]
     roof = _roofline(sections, SIXTY_FOUR)
