@@ -179,7 +179,7 @@ def residents(bench: Bench) -> None:
     """1,000 adapters resident, many batches drawn over them, against the same rows on one of them."""
     effort, turret = bench.effort, bench.turret
     size = turret.ask("crowd", kind="resident", count=RESIDENTS, reduction_factor=REDUCTION_FACTOR)
-    tokens, lanes = 0, {}
+    tokens, lanes = 0, dict[str, Lane]()
     for kind in ("one", "zipf", "uniform"):
         tokens = bench.give(f"residents, {kind}", ROWS, "log-normal", kind, RESIDENTS, effort.resident_draws, turret)
         lanes["one adapter" if kind == "one" else kind] = Lane(turret, "resident", f"residents, {kind}")
@@ -193,13 +193,9 @@ def matrix(bench: Bench) -> None:
     effort, turret = bench.effort, bench.turret
     for lengths in LENGTHS:
         rows = ROWS if lengths == "log-normal" else min(ROWS, MATRIX_TOKENS // int(lengths))
-        lanes, tokens = {}, 0
-        for kind in TASKS:
-            key = f"{lengths} {kind}"
-            tokens = bench.give(key, rows, lengths, kind, ROWS, effort.draws, turret)
-            lanes |= (
-                {kind: Lane(turret, "pfeiffer", key)} if lanes else {"bare": Lane(turret, "bare", key), kind: Lane(turret, "pfeiffer", key)}
-            )
+        keys = {kind: f"{lengths} {kind}" for kind in TASKS}
+        tokens = max(bench.give(key, rows, lengths, kind, ROWS, effort.draws, turret) for kind, key in keys.items())  # all the same
+        lanes = {"bare": Lane(turret, "bare", keys["one"])} | {kind: Lane(turret, "pfeiffer", key) for kind, key in keys.items()}
         bench.measure(f"lengths {lengths}", effort.slow_rounds, tokens, rows, effort.draws, lanes)
 
 
@@ -215,7 +211,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 @contextlib.contextmanager
 def started(folder: Path, effort: Effort, seed: int) -> Iterator[Bench]:
     """The workers, with all adapters made and imported; and what each says about itself."""
-    interpreters = {"Turret": sys.executable, "adapters": venvs.make("adapters"), "PEFT": venvs.make("peft")}
+    interpreters: dict[str, str | Path] = {"Turret": sys.executable, "adapters": venvs.make("adapters"), "PEFT": venvs.make("peft")}
     modules = {name: f"benchmarks.competitors.workers.{name.lower()}" for name in interpreters}
     with contextlib.ExitStack() as stack:
         turret, adapters, peft = (stack.enter_context(Worker(name, path, modules[name], folder)) for name, path in interpreters.items())

@@ -53,7 +53,8 @@ class Products:
         self._threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self._threads)
         self.kinds = [MM]
-        if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        if built and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
             self._packed = [torch.ops.mkldnn._reorder_linear_weight(weight.t().contiguous(), None) for weight in self._weights]
             self.kinds += [PREPACKED, THREADED]
 

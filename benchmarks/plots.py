@@ -26,9 +26,10 @@ def draw(plot: Mapping[str, Any], folder: Path) -> Path:
     if len(plot["series"]) > 1:
         axes.legend(fontsize="small")
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / plot["file"], metadata={"Software": None})
+    path = folder / str(plot["file"])
+    figure.savefig(path, metadata={"Software": None})
     plt.close(figure)
-    return folder / plot["file"]
+    return path
 
 
 def _bars(axes: Any, plot: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ import transformers
 
 from adapter_store.importers import folder_files, import_to_file
 from adapter_store.methods import Bottleneck
-from benchmarks.competitors.workers.protocol import Array, Contest, Rows, serve
+from benchmarks.competitors.workers.protocol import Array, Command, Contest, Rows, serve
 from benchmarks.matrix import Products, linear_shapes, linears_profile
 from benchmarks.workload import random_package
 from server.core import Batch, Fuse, Readout, Route, Sequence, Setup, Use, pack
@@ -106,11 +106,6 @@ def _products(products: Products, kind: str, rows: Rows, output: str) -> list[Ar
 
 if __name__ == "__main__":
     model = Model()
-    own = {
-        "load": model.load,
-        "take_in": model.take_in,
-        "take_in_fusion": model.take_in_fusion,
-        "crowd": model.crowd,
-        "profile": model.profile,
-    }
-    serve(own | model.contest.commands)
+    own = (model.load, model.take_in, model.take_in_fusion, model.crowd, model.profile)
+    commands: dict[str, Command] = {command.__name__: command for command in own}
+    serve(commands | model.contest.commands)
