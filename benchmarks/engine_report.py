@@ -45,13 +45,13 @@ def goals(sections: Sections) -> list[record.Row]:
     profile = sections[SIXTY_FOUR]["profile"]
     roof = _roofline(sections, SIXTY_FOUR)
     whole = roof / _ms(sections, SIXTY_FOUR, "Turret, bare")
-    alone = roof / profile["linears ms"]
+    share = profile["linears ms"] / profile["whole ms"]
     drawn = {kind: _ratio(sections, RESIDENTS, "one adapter", kind) for kind in ("zipf", "uniform")}
     return [
         record.goal(
             "linears", "linears at 64 mixed rows, against the measured matrix-product rate", 0.85, whole,
             detail="multiply-adds of the linears over the time of the whole forward; over the time that a profiler finds in the linears "
-            f"alone, bias and GELU included, it is {alone:.2f} ({profile['linears ms']:.1f} of {profile['all ms']:.1f} ms)",
+            f"alone, bias, GELU and residual included, it is {whole / share:.2f} ({share:.0%} of the forward)",
         ),
         record.goal(
             "adapters-64", "64 different Pfeiffer adapters in one batch, against bare", 0.95,
@@ -123,7 +123,7 @@ def duels(sections: Sections) -> list[record.Row]:
             ]
             for name, one in section["figures"].items()
         ]  # fmt: skip
-        note = f"{section['tokens']:.0f} tokens a batch, {section['batches']} batches drawn, {section['rounds']} rounds."
+        note = f"{section['tokens']:.0f} tokens a batch, batches drawn: {section['batches']}, rounds: {section['rounds']}."
         tables.append(record.table(title, ("contender", "a batch", "rows/s", "CPU time a row", f"time / {reference}"), rows, note))
     return tables
 
@@ -154,26 +154,39 @@ def operators(sections: Sections) -> record.Row:
     """The profile of the bare forward at 64 rows."""
     profile = sections[SIXTY_FOUR]["profile"]
     rows = [[f"`{one['name']}`", f"{one['ms']:.1f} ms", f"{one['calls']:.0f}"] for one in profile["operators"]]
-    note = f"torch's profiler, the mean of {profile['lanes']} lanes, {profile['all ms']:.1f} ms in all operators; dearest first."
+    note = f"torch's profiler, the mean of {profile['lanes']} lanes, of a run of {profile['whole ms']:.1f} ms; dearest first."
     return record.table("Where a bare forward of 64 mixed rows spends its time", ("operator", "own time", "calls"), rows, note)
 
 
 def plots(sections: Sections) -> list[record.Row]:
-    """Throughput of each duel, and what is left of bare by lengths and tasks."""
-    made = []
-    for file, title in (("engines-adapters.png", PFEIFFERS), ("engines-peft.png", LORAS), ("engines-fusion.png", FUSIONS)):
-        figures, rows = sections[title]["figures"], sections[title]["rows"]
-        speeds = [rows / one["ms"] * 1000 for one in figures.values()]
-        made.append(record.plot(file, title, "bars", list(figures), {"rows/s": speeds}, y="rows a second"))
-        costs = [one["cpu ms"] / rows for one in figures.values()]
-        made.append(
-            record.plot(file.replace(".png", "-cpu.png"), f"{title}: CPU time", "bars", list(figures), {"ms": costs}, y="CPU ms a row")
-        )
+    """Throughput and CPU time of each duel, batches of each size, and what is left of bare by lengths and tasks."""
+    duels = (("engines-adapters", PFEIFFERS), ("engines-peft", LORAS), ("engines-fusion", FUSIONS))
+    return [plot for file, title in duels for plot in _duel(sections, file, title)] + [_sizes(sections), _left(sections)]
+
+
+def _duel(sections: Sections, file: str, title: str) -> list[record.Row]:
+    figures, rows = sections[title]["figures"], sections[title]["rows"]
+    speeds, costs = [rows / one["ms"] * 1000 for one in figures.values()], [one["cpu ms"] / rows for one in figures.values()]
+    return [
+        record.plot(f"{file}.png", title, "bars", list(figures), {"rows/s": speeds}, y="rows a second"),
+        record.plot(f"{file}-cpu.png", f"{title}: CPU time", "bars", list(figures), {"ms": costs}, y="CPU ms a row"),
+    ]
+
+
+def _sizes(sections: Sections) -> record.Row:
+    titles = [title for title in sections if title.startswith("a batch of")]
+    names = [name for name in sections[SIXTY_FOUR]["figures"] if not name.startswith(ROOFLINE)]
+    speeds = {name: [sections[title]["rows"] / _ms(sections, title, name) * 1000 for title in titles] for name in names}
+    rows = [sections[title]["rows"] for title in titles]
+    return record.plot("engines-sizes.png", "Batches of 1 to 64 rows", "lines", rows, speeds, "rows a batch", "rows a second", log=True)
+
+
+def _left(sections: Sections) -> record.Row:
     titles = [title for title in sections if title.startswith("lengths ")]
     kinds = [name for name in sections[titles[0]]["figures"] if name != "bare"]
     left = {kind: [_ratio(sections, title, "bare", kind) for title in titles] for kind in kinds}
     labels = [title.removeprefix("lengths ") for title in titles]
-    return [*made, record.plot("engines-matrix.png", "Speed left of the bare backbone's", "bars", labels, left, "tokens a row", "of bare")]
+    return record.plot("engines-matrix.png", "Speed left of the bare backbone's", "bars", labels, left, "tokens a row", "of bare")
 
 
 def settings(about: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
