@@ -3,11 +3,11 @@
 Settings were chosen for 2 cores by `python -m benchmarks.tuning`, which says what else was tried.
 """
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ import httpx
 from benchmarks import serving
 from benchmarks.competitors import venvs
 from benchmarks.load import ROOT, Request, post
+from benchmarks.processes import memory_bytes, tree
 from benchmarks.traffic import Question
 
 START_SECONDS = 120
@@ -27,6 +28,7 @@ Target = tuple[str, int]
 Settings = Mapping[str, Any]
 
 FULL_MODELS: Settings = {"threads": 1, "workers": 2, "batch": 0}
+FULL_MODELS_BATCHED: Settings = {"threads": 2, "workers": 1, "batch": 32}
 FULL_MODELS_APART: Settings = {"threads": 1, "workers": 1, "batch": 0}
 LITSERVE: Settings = {"threads": 2, "batch": 32, "wait": 0.002, "part": 16, "workers": 1, "fast_queue": False}
 INFINITY: Settings = {"engine": "torch", "batch_size": 32, "dtype": "float32", "bettertransformer": False, "compile": False}
@@ -56,8 +58,28 @@ class Contender:
         """The questions as it takes them."""
         return tuple(self.ask(one) for one in asked)
 
+    def pause(self) -> None:
+        """Stops all its processes where they stand, so that they use no CPU while others are measured; `resume` goes on."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Lets paused processes go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        for root in self.pids:
+            for pid in tree(root):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Proportional set size of all its processes."""
+        return sum(map(memory_bytes, self.pids))
+
     def stop(self) -> None:
         """Ends it, by SIGTERM, then by SIGKILL to what it started."""
+        self.resume()
         for process in self.processes:
             process.terminate()
         for process in self.processes:
@@ -105,7 +127,7 @@ def full_models(folder: Path, models: Sequence[Path], apart: bool, settings: Set
         target = targets[one.task]
         return Request(post(target, f"/predict/task-{one.task}", {"inputs": one.text}), target, one.right)
 
-    name = "full models, a process each" if apart else "full models, one process"
+    name = "full models, a process each" if apart else "full models, batched" if settings["batch"] else "full models, one process"
     return Contender(name, tuple(processes), ask, ("logits",), dict(settings))
 
 
@@ -170,8 +192,5 @@ def _started(venv: str, command: Sequence[str], folder: Path, target: Target, he
 
 
 def _kill_group(pid: int) -> None:
-    if sys.platform != "win32":
-        try:
-            os.killpg(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
