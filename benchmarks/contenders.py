@@ -114,13 +114,20 @@ def full_models(folder: Path, models: Sequence[Path], apart: bool, settings: Set
     settings = settings or (FULL_MODELS_APART if apart else FULL_MODELS)
     groups = [[model] for model in models] if apart else [list(models)]
     targets: dict[int, Target] = {}
-    processes = []
+    processes: list[subprocess.Popen[Any]] = []
     for number, group in enumerate(groups):
         target = _free()
         flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
         command = ["-m", "benchmarks.competitors.full_models", *map(str, group), "--port", str(target[1]), *flags]
-        processes.append(_started("transformers", command, folder / f"full-{number}", target, "/health"))
+        processes.append(_starting("transformers", command, folder / f"full-{number}"))
         targets |= {models.index(model): target for model in group}
+    for number, process in enumerate(processes):
+        try:
+            _listens(process, folder / f"full-{number}", targets[models.index(groups[number][0])], "/health")
+        except NotStarted:
+            for other in processes:
+                _kill(other)
+            raise
 
     def ask(one: Question) -> Request:
         assert one.task is not None
@@ -153,7 +160,18 @@ def infinity(folder: Path, backbone: Path, settings: Settings = INFINITY) -> Con
         flag = name.replace("_", "-")
         flags += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     flags += ["--served-model-name", "bare", "--device", "cpu", "--no-model-warmup", "--log-level", "error"]
-    command = ["-c", "from infinity_emb.cli import cli; cli()", "v2", "--model-id", str(backbone), "--host", target[0], "--port", str(target[1]), *flags]
+    command = [
+        "-c",
+        "from infinity_emb.cli import cli; cli()",
+        "v2",
+        "--model-id",
+        str(backbone),
+        "--host",
+        target[0],
+        "--port",
+        str(target[1]),
+        *flags,
+    ]
     process = _started("infinity", command, folder / "infinity", target, "/health")
 
     def ask(one: Question) -> Request:
@@ -169,26 +187,39 @@ def _free() -> Target:
 
 
 def _started(venv: str, command: Sequence[str], folder: Path, target: Target, health: str) -> "subprocess.Popen[Any]":
-    """A process of an environment, in a group of its own, once it answers at `health`."""
+    """A process of an environment once it answers at `health`. Raises NotStarted."""
+    process = _starting(venv, command, folder)
+    _listens(process, folder, target, health)
+    return process
+
+
+def _starting(venv: str, command: Sequence[str], folder: Path) -> "subprocess.Popen[Any]":
+    """A process of an environment, in a group of its own, with its log in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_", "PYTHONPATH"))}
     environment |= {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "PYTHONPATH": str(ROOT)}
     environment |= {"TOKENIZERS_PARALLELISM": "false"}
+    whole = [str(venvs.make(venv)), *command]
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [str(venvs.make(venv)), *command], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, cwd=folder, start_new_session=True
-        )  # fmt: skip
+        return subprocess.Popen(
+            whole, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, cwd=folder, start_new_session=True
+        )
+
+
+def _listens(process: "subprocess.Popen[Any]", folder: Path, target: Target, health: str) -> None:
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until and process.poll() is None:
-        try:
+        with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"http://{target[0]}:{target[1]}{health}", timeout=2).is_success:
-                return process
-        except httpx.TransportError:
-            pass
+                return
         time.sleep(0.2)
+    _kill(process)
+    raise NotStarted(f"a service did not start; its log: {(folder / 'log').read_text()[-2000:]}")
+
+
+def _kill(process: "subprocess.Popen[Any]") -> None:
     _kill_group(process.pid)
     process.wait(STOP_SECONDS)
-    raise NotStarted(f"{' '.join(command[:3])} did not start; its log: {(folder / 'log').read_text()[-2000:]}")
 
 
 def _kill_group(pid: int) -> None:

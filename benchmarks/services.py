@@ -7,6 +7,7 @@ started once, loaded in turn, and stopped where they stand (SIGSTOP) while other
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -252,7 +253,11 @@ def embeddings(folder: Path, backbone: Path, options: argparse.Namespace) -> Fig
         results["open"] = {}
         for fraction in FRACTIONS if options.full else FRACTIONS[1::2]:
             rates = {entry.name: fraction * results["closed"][MIXED][str(MAIN)][entry.name]["per_second"] for entry in entries}
-            some = {entry.name: _open(ring, entry, rates[entry.name], 1.5 * options.seconds) for entry in entries if entry.name != services_report.BARE}
+            some = {
+                entry.name: _open(ring, entry, rates[entry.name], 1.5 * options.seconds)
+                for entry in entries
+                if entry.name != services_report.BARE
+            }
             results["open"][str(fraction)] = in_turn(some, options.repeats if options.full else 1)
         results["memory"] = {one.name: one.memory_bytes for one in ring.services}
         results["idle"] = ring.idle
@@ -291,6 +296,7 @@ def main() -> None:
     options.seconds = options.seconds or (6.0 if options.full else 3.5)
     options.repeats = options.repeats or (5 if options.full else 3)
     logging.disable_progress_bar()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # or paused services would stay behind
     backbone = Path(default_backbone())
     results: Figures = {}
     with TemporaryDirectory(prefix="turret-bench-") as folder:

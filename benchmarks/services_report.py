@@ -82,7 +82,9 @@ def tables(results: Figures) -> Iterator[record.Row]:
         note = "Memory is the proportional set size of all processes after the load, in MiB."
         memory = {name: f"{nbytes / 2**20:.0f}" for name, nbytes in figures["memory"].items()}
         title = "Eight tasks, concurrency 32, log-normal lengths"
-        yield record.table(title, [*_COLUMNS, "memory"], [[*_cells(name, one), memory[name]] for name, one in figures["closed"].items()], note)
+        yield record.table(
+            title, [*_COLUMNS, "memory"], [[*_cells(name, one), memory[name]] for name, one in figures["closed"].items()], note
+        )
     if "embeddings" in results:
         figures = results["embeddings"]
         for lengths, some in figures["closed"].items():
@@ -103,7 +105,9 @@ def tables(results: Figures) -> Iterator[record.Row]:
         for part in results.values()
         for name, one in part["parity"].items()
     ]
-    yield record.table("Services' answers against stock transformers and the engine's slow twin", ["", "greatest difference", "least cosine"], rows)
+    yield record.table(
+        "Services' answers against stock transformers and the engine's slow twin", ["", "greatest difference", "least cosine"], rows
+    )
 
 
 _COLUMNS = ["", "requests/s", "p50 ms", "p90 ms", "p99 ms", "server CPU ms/request", "client CPU us/request", "spread"]
@@ -134,7 +138,14 @@ def plots(results: Figures) -> Iterator[record.Row]:
     labels = [int(one) for one in concurrencies]
     rates = {name: [served[one][name]["per_second"] for one in concurrencies] for name in names}
     yield record.plot(
-        "services-throughput.png", "Embeddings: throughput", "lines", labels, rates, "concurrency, closed loop", "requests a second", log=True
+        "services-throughput.png",
+        "Embeddings: throughput",
+        "lines",
+        labels,
+        rates,
+        "concurrency, closed loop",
+        "requests a second",
+        log=True,
     )
     cpu = {"": [served[LOAD][name]["server_cpu_per_request"] * 1000 for name in names]}
     yield record.plot("services-cpu.png", "Embeddings: CPU of the server", "bars", names, cpu, "", "CPU ms a request, concurrency 32")
@@ -156,7 +167,9 @@ def settings(results: Figures) -> dict[str, str]:
                 version = "this one"
             else:
                 pinned = venvs.versions(venv)
-                version = f"{package} {pinned[package] if package in pinned else pinned[package.replace('-', '_')]}, torch {pinned['torch']}"
+                version = (
+                    f"{package} {pinned[package] if package in pinned else pinned[package.replace('-', '_')]}, torch {pinned['torch']}"
+                )
             said[name] = f"{version}; " + (", ".join(f"{key} {value}" for key, value in some.items()) or "as installed")
     return said
 
