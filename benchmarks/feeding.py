@@ -1,9 +1,9 @@
 """Without HTTP: Turret's engine fed directly, and one bare transformers forward, each in a process of its own (`competitors/worker.py`).
 
-The engine is fed what the server could feed it at best. A closed loop of 32 clients has 32 rows under way, so no batch can have more, unless
-a batch's token budget is less: batches of that size, packed in advance, one right behind the other, are the ceiling. The server's own batches
-are smaller, as the answers of the last batch have to travel to the clients before the next requests come; how large they were is measured, and
-the engine is fed such batches too, which tells what HTTP costs from what smaller batches cost.
+The engine is fed what the server could feed it at best. A closed loop of 32 clients has 32 rows under way, so no batch can have more,
+unless a batch's token budget is less: batches of that size, packed in advance, one right behind the other, are the ceiling. The server's
+own batches are smaller, as the answers of the last batch have to travel to the clients before the next requests come; how large they were
+is measured, and the engine is fed such batches too, which tells what HTTP costs from what smaller batches cost.
 """
 
 import time

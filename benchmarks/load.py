@@ -3,14 +3,14 @@
 It is a process of its own, so that its CPU is not counted as the server's, and a light one, as it shares the cores with the server: request
 bytes are made before, answers are cut by httptools on a plain asyncio.Protocol over uvloop, and looked into only after the measurement.
 
-Closed loop: `concurrency` requests are under way at any time, each followed at once by the next. Open loop: requests fall due by a schedule
-(Poisson or evenly spaced, by seed), whether the ones before are answered or not, and their latency counts from when they were due, so that a
-server that stalls is charged with everything that it kept waiting (no coordinated omission). What is due while all connections are taken waits
-in a backlog here, with its clock running. What has no answer `grace` seconds after the last was due is unfinished, and enters the percentiles
-with the time that it has waited so far.
+Closed loop: `concurrency` requests are under way at any time, each followed at once by the next. Open loop: requests fall due by a
+schedule (Poisson or evenly spaced, by seed), whether the ones before are answered or not, and their latency counts from when they were
+due, so that a server that stalls is charged with everything that it kept waiting (no coordinated omission). What is due while all
+connections are taken waits in a backlog here, with its clock running. What has no answer `grace` seconds after the last was due is
+unfinished, and enters the percentiles with the time that it has waited so far.
 
-Every answer is checked: its status, and its numbers against what the plan says is right. Counted are requests that were due (closed: answered) after
-the warm-up.
+Every answer is checked: its status, and its numbers against what the plan says is right. Measured are requests that were due (closed:
+answered) after the warm-up.
 """
 
 import argparse
@@ -52,8 +52,8 @@ class Request:
 class Plan:
     """A load. `requests` are sent in turn, over and over. Either `concurrency` (closed) or `rate` a second (open).
 
-    path: where an answer's JSON holds its numbers, keys and places, outermost first; tolerance: how far they may be off. pids: whose process
-    trees' CPU is the server's. seconds are measured after `warm_up` seconds.
+    path: where an answer's JSON holds its numbers, keys and places, outermost first; tolerance: how far they may be off. pids: whose
+    process trees' CPU is the server's. seconds are measured after `warm_up` seconds.
     """
 
     requests: tuple[Request, ...]
@@ -278,7 +278,7 @@ class Load:
         until = ended + self.plan.grace
         if not self.plan.rate:
             self.stopped = True
-        while (self._under_way or self._backlog) and clock() < until:
+        while (self._under_way or self._backlog) and clock() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         self.stopped = True
         return begun, ended

@@ -1,8 +1,8 @@
 """make bench, the half over HTTP: Turret beside the services that a user would pick instead, on the same texts, in one run.
 
 Eight tasks: Turret with eight LoRA adapters against FastAPI with one full model per task, whose weights have the same LoRA merged in, so that
-the logits are equal. Embeddings: Turret with 64 different Pfeiffer adapters in the mix, and bare, against infinity and LitServe on the bare
-backbone. Turret against its own engine fed directly, and, with one client, against one bare forward of transformers. Contenders are
+the logits are equal. Embeddings: Turret with 64 different Pfeiffer adapters in the mix, and bare, against infinity and LitServe on the
+bare backbone. Turret against its own engine fed directly, and, with one client, against one bare forward of transformers. Contenders are
 started once, loaded in turn, and stopped where they stand (SIGSTOP) while others are; medians. A wrong answer fails the benchmark.
 """
 
@@ -38,7 +38,7 @@ CONCURRENCIES = (1, 8, 32, 128)
 MAIN, MIXED = 32, "log-normal"
 SHORT = "16"
 FRACTIONS = (0.3, 0.5, 0.7, 0.9)
-ROWS = {MIXED: 256, SHORT: 128, "128": 64, "512": 24}
+ROWS = {MIXED: 128, SHORT: 64, "128": 32, "512": 16}
 PARITY_ROWS = 64
 LONGER = {"128": 2.0, "512": 4.0}  # windows of long texts, of which fewer are answered in a second
 

@@ -36,9 +36,9 @@ def goals(results: Figures) -> Iterator[record.Row]:
         yield record.goal(
             "http", "HTTP closed loop at concurrency 32, against the engine fed directly", 0.90,
             closed[MIXED]["per_second"] / closed[ENGINE]["per_second"],
-            detail=f"the engine gets packed batches of 32 rows, as many as can be under way; with batches of {size} rows, the mean of what the "
-            f"server forms, the ratio is {closed[MIXED]['per_second'] / closed[ENGINE_SMALL]['per_second']:.2f}. The load generator shares the "
-            f"server's cores and takes {closed[MIXED]['client_cpu_per_request'] * 1e6:.0f} us a request",
+            detail=f"the engine gets packed batches of 32 rows, as many as can be under way; with batches of {size} rows, the mean of what "
+            f"the server forms, the ratio is {closed[MIXED]['per_second'] / closed[ENGINE_SMALL]['per_second']:.2f}. The load generator "
+            f"shares the server's cores and takes {closed[MIXED]['client_cpu_per_request'] * 1e6:.0f} us a request",
         )  # fmt: skip
         for name in PACKAGES:
             yield record.goal(

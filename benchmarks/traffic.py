@@ -1,7 +1,8 @@
-"""What the services are asked: rows of texts and tasks, and their right answers, found by stock transformers and by the engine's slow twin."""
+"""What the services are asked: rows of texts and tasks, and their right answers, by stock transformers and by the engine's slow twin."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def write_full_models(folder: Path, backbone: Path, spec: Backbone) -> list[Path
 
 
 def longer_backbone(folder: Path, backbone: Path) -> Path:
-    """The backbone's folder for sentence-transformers, which cuts texts off at 256 tokens where its config says so: here at the model's 512."""
+    """The backbone's folder for sentence-transformers, which cuts texts off where a config of its says so, at 256: here at 512 tokens."""
     folder.mkdir(parents=True)
     for one in backbone.iterdir():
         if one.name != "sentence_bert_config.json":
@@ -118,6 +119,18 @@ def longer_backbone(folder: Path, backbone: Path) -> Path:
 # Right answers
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread: short texts one at a time gain nothing from more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def bare_vectors(asked: Sequence[Question], backbone: Path) -> list[Question]:
     """With the bare backbone's embeddings, by transformers, one text at a time."""
     tokenizer, model = AutoTokenizer.from_pretrained(backbone), AutoModel.from_pretrained(backbone, dtype=torch.float32).eval()
@@ -130,6 +143,7 @@ def bare_vectors(asked: Sequence[Question], backbone: Path) -> list[Question]:
     return answered
 
 
+@one_thread()
 def task_logits(asked: Sequence[Question], folders: Sequence[Path]) -> list[Question]:
     """With the logits of the tasks' full models, by transformers, one text at a time."""
     right: dict[int, Vector] = {}
@@ -143,6 +157,7 @@ def task_logits(asked: Sequence[Question], folders: Sequence[Path]) -> list[Ques
     return [replace(one, right=right[place]) for place, one in enumerate(asked)]
 
 
+@one_thread()
 def adapter_vectors(asked: Sequence[Question], store: Path, backbone: Path) -> list[Question]:
     """With the embeddings of the adapters `adapter-0` ... of a store, by the engine's slow twin, one text at a time."""
     engine = Engine(load_backbone(str(backbone)), fast=False)

@@ -1,7 +1,7 @@
 """The bare backbone's embeddings behind LitServe, batched. Runs in the environment `litserve`, not in Turret's.
 
-Texts that wait are a batch (`--batch`, `--wait` seconds for it to fill); it is sorted by length and run in parts of `--part` texts, each padded to
-its longest; the mean of the tokens' last hidden states, of length 1.
+Texts that wait are a batch (`--batch`, `--wait` seconds for it to fill); it is sorted by length and run in parts of `--part` texts, each
+padded to its longest. The answer is the mean of the tokens' last hidden states, of length 1.
 """
 
 import argparse
