@@ -1,9 +1,9 @@
 """make bench, the half over HTTP: Turret beside the services that a user would pick instead, on the same texts, in one run.
 
-Eight tasks: Turret with eight LoRA adapters against FastAPI with one full model per task, whose weights have the same LoRA merged in, so that
-the logits are equal. Embeddings: Turret with 64 different Pfeiffer adapters in the mix, and bare, against infinity and LitServe on the
-bare backbone. Turret against its own engine fed directly, and, with one client, against one bare forward of transformers. Contenders are
-started once, loaded in turn, and stopped where they stand (SIGSTOP) while others are; medians. A wrong answer fails the benchmark.
+Eight tasks: Turret with eight LoRA adapters against FastAPI with one full model per task, whose weights have the same LoRA merged in, so
+that the logits are equal. Embeddings: Turret with 64 different Pfeiffer adapters in the mix, and bare, against infinity and LitServe on
+the bare backbone. Turret against its own engine fed directly, and, with one client, against one bare forward of transformers. Contenders
+are started once, loaded in turn, and stopped where they stand (SIGSTOP) while others are; medians. A wrong answer fails the benchmark.
 """
 
 import argparse
