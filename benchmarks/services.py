@@ -116,7 +116,7 @@ def middle(runs: Sequence[Figures]) -> Figures:
         else:
             merged[key] = median(run[key] for run in runs)
     rates = [run["per_second"] for run in runs]
-    return merged | {"runs": len(runs), "spread": (max(rates) - min(rates)) / median(rates)}
+    return merged | {"runs": len(runs), "spread": (max(rates) - min(rates)) / (median(rates) or 1.0)}
 
 
 def parity(entry: Entry) -> Figures:
