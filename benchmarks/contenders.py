@@ -28,7 +28,7 @@ Target = tuple[str, int]
 Settings = Mapping[str, Any]
 
 FULL_MODELS: Settings = {"threads": 1, "workers": 2, "batch": 0}
-FULL_MODELS_BATCHED: Settings = {"threads": 2, "workers": 1, "batch": 32}
+FULL_MODELS_BATCHED: Settings = {"threads": 1, "workers": 2, "batch": 32}
 FULL_MODELS_APART: Settings = {"threads": 1, "workers": 1, "batch": 0}
 LITSERVE: Settings = {"threads": 2, "batch": 32, "wait": 0.002, "part": 16, "workers": 1, "fast_queue": False}
 INFINITY: Settings = {"engine": "torch", "batch_size": 32, "dtype": "float32", "bettertransformer": False, "compile": False}

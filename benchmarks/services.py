@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -148,26 +149,32 @@ def eight_tasks(folder: Path, backbone: Path, options: argparse.Namespace) -> Fi
     traffic.stock_tasks(folder / "store", spec)
     models = traffic.write_full_models(folder / "models", backbone, spec)
     asked = {MIXED: traffic.task_logits(traffic.questions(options.seed, ROWS[MIXED], MIXED, traffic.TASKS), models)}
+    starts: dict[str, Callable[[], Contender]] = {
+        services_report.TURRET_TASKS: partial(contenders.turret, folder / "turret", folder / "store", backbone, "task"),
+        "full models, one process": partial(contenders.full_models, folder / "one", models, apart=False),
+        "full models, batched": partial(contenders.full_models, folder / "b", models, False, contenders.FULL_MODELS_BATCHED),
+        "full models, a process each": partial(contenders.full_models, folder / "each", models, apart=True),
+    }
+    equal, memory = {}, {}
+    for (
+        name,
+        start,
+    ) in starts.items():  # by itself, or the pages of its files and libraries would be shared with the others and count in part
+        service = start()
+        try:
+            equal[name] = parity(Entry(name, service, asked))
+            memory[name] = service.memory_bytes
+        finally:
+            service.stop()
     ring = Ring(options.warm_up)
     with ExitStack() as stack:
-
-        def enter(service: Contender) -> Entry:
+        entries = []
+        for name, start in starts.items():
+            service = start()
             stack.callback(service.stop)
-            return Entry(service.name, ring.add(service), asked)
-
-        entries = [
-            enter(contenders.turret(folder / "turret", folder / "store", backbone, "task", name="Turret, 8 tasks")),
-            enter(contenders.full_models(folder / "one", models, apart=False)),
-            enter(contenders.full_models(folder / "batched", models, apart=False, settings=contenders.FULL_MODELS_BATCHED)),
-            enter(contenders.full_models(folder / "apart", models, apart=True)),
-        ]
-        equal = {}
-        for entry in entries:
-            with ring.only(entry.service):
-                equal[entry.name] = parity(entry)
+            entries.append(Entry(name, ring.add(service), asked))
         loads = {entry.name: _closed(ring, entry, MIXED, MAIN, options.seconds) for entry in entries}
         figures = in_turn(loads, options.repeats)
-        memory = {entry.name: entry.service.memory_bytes for entry in entries}
         weights = sum((model / "model.safetensors").stat().st_size for model in models)
         packages = sum(path.stat().st_size for path in (folder / "store").rglob("*.safetensors"))
         own = (backbone / "model.safetensors").stat().st_size + packages
@@ -259,7 +266,6 @@ def embeddings(folder: Path, backbone: Path, options: argparse.Namespace) -> Fig
                 if entry.name != services_report.BARE
             }
             results["open"][str(fraction)] = in_turn(some, options.repeats if options.full else 1)
-        results["memory"] = {one.name: one.memory_bytes for one in ring.services}
         results["idle"] = ring.idle
     return results
 

@@ -79,7 +79,7 @@ def tables(results: Figures) -> Iterator[record.Row]:
     """Every load, what it cost, and how equal the answers were."""
     if "tasks" in results:
         figures = results["tasks"]
-        note = "Memory is the proportional set size of all processes after the load, in MiB."
+        note = "Memory is the proportional set size of all processes in MiB, each service by itself, after 64 requests."
         memory = {name: f"{nbytes / 2**20:.0f}" for name, nbytes in figures["memory"].items()}
         title = "Eight tasks, concurrency 32, log-normal lengths"
         yield record.table(
