@@ -41,7 +41,7 @@ SHORT = "16"
 FRACTIONS = (0.3, 0.5, 0.7, 0.9)
 ROWS = {MIXED: 128, SHORT: 64, "128": 32, "512": 16}
 PARITY_ROWS = 64
-LONGER = {"128": 2.0, "512": 4.0}  # windows of long texts, of which fewer are answered in a second
+LONGER = {"128": 1.5, "512": 2.0}  # windows of long texts, of which fewer are answered in a second
 
 Figures = dict[str, Any]
 Loads = Mapping[str, Callable[[], Figures]]
@@ -156,10 +156,8 @@ def eight_tasks(folder: Path, backbone: Path, options: argparse.Namespace) -> Fi
         "full models, a process each": partial(contenders.full_models, folder / "each", models, apart=True),
     }
     equal, memory = {}, {}
-    for (
-        name,
-        start,
-    ) in starts.items():  # by itself, or the pages of its files and libraries would be shared with the others and count in part
+    # Each by itself, or the pages of its files and libraries would be shared with the others' and count in part.
+    for name, start in starts.items():
         service = start()
         try:
             equal[name] = parity(Entry(name, service, asked))
@@ -294,13 +292,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the default: the goals, one curve, two rates")
     parser.add_argument("--full", action="store_true", help="every length at every concurrency, more rates and repeats")
     parser.add_argument("--only", choices=["tasks", "embeddings"], help="one part, printed and not written")
-    parser.add_argument("--seconds", type=float, default=0.0, help="of one load; 0: 3.5 quick, 6 full")
-    parser.add_argument("--repeats", type=int, default=0, help="0: 3 quick, 5 full")
+    parser.add_argument("--seconds", type=float, default=0.0, help="of one load; 0: 3.5 quick, 5 full")
+    parser.add_argument("--repeats", type=int, default=0, help="0: 3")
     parser.add_argument("--warm-up", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
-    options.seconds = options.seconds or (6.0 if options.full else 3.5)
-    options.repeats = options.repeats or (5 if options.full else 3)
+    options.seconds = options.seconds or (5.0 if options.full else 3.5)
+    options.repeats = options.repeats or 3
     logging.disable_progress_bar()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # or paused services would stay behind
     backbone = Path(default_backbone())
