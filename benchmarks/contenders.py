@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from benchmarks.traffic import Question
 START_SECONDS = 120
 STOP_SECONDS = 20
 Target = tuple[str, int]
-Settings = Mapping[str, Any]
+Settings = dict[str, Any]
 
 FULL_MODELS: Settings = {"threads": 1, "workers": 2, "batch": 0}
 FULL_MODELS_BATCHED: Settings = {"threads": 1, "workers": 2, "batch": 32}

@@ -6,7 +6,7 @@ was tried is kept in results/tuning.json and shown in the report.
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,14 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import contenders, load, traffic
-from benchmarks.contenders import Contender
+from benchmarks.contenders import Contender, Settings
 from benchmarks.load import Plan
 from benchmarks.measuring import machine
 from benchmarks.record import RESULTS
 from server.engine.backbone import load_backbone
 from server.settings import default_backbone
 
-Settings = Mapping[str, Any]
 FILE = RESULTS / "tuning.json"
 ROWS, CONCURRENCY = 128, 32
 
