@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from seaweed import Seaweed, seaweed
 
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton: kernels run on the CPU, in its interpreter
+
 ROOT = Path(__file__).parents[1]
 
 

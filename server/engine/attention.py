@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from server.core import Ints
+from server.engine.varlen import Varlen
 from server.methods.prefix import PrefixWeights
 
 NAME = "turret_packed"
@@ -46,10 +47,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Where the sequences of a batch lie. `memory` gives, for each sequence of a decoder, the span of its encoder tokens."""
+    """Where the sequences of a batch lie. `memory` gives, for each sequence of a decoder, the span of its encoder tokens.
+
+    varlen: the same for one call, where the device has it and nothing stands before the keys.
+    """
 
     runs: tuple[Run, ...]
     memory: tuple[tuple[int, int], ...] = ()
+    varlen: Varlen | None = None
 
     @classmethod
     def of(cls, cu_seqlens: Ints, prefixes: list[Mapping[tuple[int, str], Prefixes]] | None = None) -> "Packing":
@@ -80,6 +85,8 @@ class Rule:
 
 def attend_packed(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing, rule: Rule, x: Tensor) -> Tensor:
     """Attention within each sequence: [T, heads, head size] in and out. x [T, H] is the attention's input, for gated prefixes."""
+    if packing.varlen is not None and packing.varlen.covers(rule, query):
+        return packing.varlen.attend(query, key, value, scaling, rule)
     outputs: list[Tensor] = []
     for run in packing.runs:
         gated = any(prefix.gate_weight is not None for prefix in run.prefixes.get((rule.layer, rule.group), ()))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adapter_store.methods import Bottleneck
+from server.engine import grouped
 from server.methods.activations import ACTIVATIONS
 from server.methods.bottleneck import BottleneckWeights, DeltaInput, Dense, Projection, delta_input, dense, scale
 from server.methods.phm import Kronecker, expand
@@ -103,18 +104,23 @@ class InSlot(Mapping[SiteIndex, BottleneckWeights]):
 
 
 class Taken:
-    """What a batch has gathered from a bank: the tensors of the slots that it asked for last, by site."""
+    """What a batch has gathered from a bank: the tensors of the slots that it asked for last, by site; the tiles of its segments."""
 
     def __init__(self) -> None:
         self.slots: tuple[int, ...] = ()
         self.tensors: dict[SiteIndex, Named] = {}
+        self.tiled: tuple[tuple[Segment, ...], grouped.Tiles] | None = None
 
 
 class Bank:
-    """The slots of one shape. Batches that run at once may read it; slots come and go between batches, on the engine thread."""
+    """The slots of one shape. Batches that run at once may read it; slots come and go between batches, on the engine thread.
 
-    def __init__(self, shape: BankShape) -> None:
+    kernel: the type of the slots' numbers where many of them are multiplied in one launch (`grouped.py`), None for the loop.
+    """
+
+    def __init__(self, shape: BankShape, kernel: torch.dtype | None = None) -> None:
         self.shape = shape
+        self._launched = {} if kernel is None else grouped.bottlenecks(shape, kernel)
         self._activation = ACTIVATIONS[shape.activation]
         self._factors = any(name == "down.rule" for name, _ in shape.sites[0][1])
         self._slots: dict[int, Tensor] = {}
@@ -142,6 +148,9 @@ class Bank:
 
     def add_delta(self, site: SiteIndex, segments: tuple[Segment, ...], z: Tensor, s: Tensor, taken: Taken) -> None:
         """s[a:b] += Up(f(Down(z[a:b]))) for each segment, in place; z and s are [T, H]. A batch has one `taken` for all its sites."""
+        if site in self._launched:
+            self._launched[site].add(self._tiles(segments, s.device, taken), z, s)
+            return
         if self._factors and len(segments) >= GROUPED and z.shape[1] % 4 == 0:
             self._add_grouped(site, segments, z, s, taken)
             return
@@ -151,6 +160,13 @@ class Bank:
             rows = slice(segment.start, segment.end)
             hidden = activation(torch.addmm(down_bias, z[rows], down))
             s[rows].addmm_(hidden, up).add_(up_bias)
+
+    def _tiles(self, segments: tuple[Segment, ...], device: torch.device, taken: Taken) -> grouped.Tiles:
+        """The tiles of a batch's segments, which are the same at every site: they are made once."""
+        if taken.tiled is None or taken.tiled[0] != segments:
+            pieces = [(self._slots[segment.slot].data_ptr(), segment.start, segment.end) for segment in segments]
+            taken.tiled = segments, grouped.Tiles.of(pieces, device)
+        return taken.tiled[1]
 
     def _expanded(self, site: SiteIndex, segments: tuple[Segment, ...], taken: Taken) -> "dict[int, tuple[Tensor, ...]]":
         """(Down, bias, Up, bias) by slot of the adapters of a batch, made dense for it."""

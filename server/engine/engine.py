@@ -16,6 +16,7 @@ from server.engine import heads
 from server.engine.backbone import Backbone
 from server.engine.bank import Bank, BankShape
 from server.engine.heads import HeadWeights
+from server.engine.kernels import PLAIN, Kernels, kernels_for
 from server.engine.lanes import LANE_TOKENS, Lanes, split
 from server.engine.loader import LoadedPackage, load_package
 from server.engine.plan import Row, own_tokens, plan
@@ -31,14 +32,23 @@ class Engine:
     """Runs batches of rows of many routes on one backbone.
 
     `fast=False` sends every adapter through the step-by-step twin of the banks and folded fusions, and every row through all
-    layers by itself; the tests hold the two equal.
+    layers by itself; the tests hold the two equal. `kernels` are the device's, by default those that there are for it.
     """
 
-    def __init__(self, backbone: Backbone, fast: bool = True, program_bytes: int = 512 << 20, lane_tokens: int = LANE_TOKENS) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        fast: bool = True,
+        program_bytes: int = 512 << 20,
+        lane_tokens: int = LANE_TOKENS,
+        kernels: Kernels | None = None,
+    ) -> None:
         self.backbone = backbone
         self._fast = fast
         self._lanes = Lanes(len(backbone.lanes))
         self._lane_tokens = lane_tokens
+        self._kernels = (kernels or kernels_for(backbone.device, backbone.dtype)) if fast else PLAIN
+        self._streams = [replace(stream, kernels=self._kernels) for stream in backbone.streams]
         self._banks: dict[BankShape, Bank] = {}
         self._residents: dict[str, Resident] = {}
         self._programs = Programs(self._residents, fast, program_bytes)
@@ -63,7 +73,7 @@ class Engine:
         staged = staged.on(self.backbone.device)
         bank, slot = None, 0
         if staged.shape is not None and staged.slot is not None:
-            bank = self._banks.setdefault(staged.shape, Bank(staged.shape))
+            bank = self._banks.setdefault(staged.shape, Bank(staged.shape, self.backbone.dtype if self._kernels.grouped else None))
             slot = bank.put(staged.slot)
         self._residents[digest] = Resident(staged.package, bank, slot, staged.nbytes)
         return staged.nbytes
@@ -116,13 +126,13 @@ class Engine:
         """The same for rows in a batch's order, on one lane."""
         first = [Row(row.input_ids, row.type_ids, program, key) for row, program, key in zip(rows, programs, keys, strict=True)]
         explained = any(row.readout.explain for row in rows)
-        encoded, running = self.backbone.forward(plan(first, self.backbone.streams[0]), explained, lane)
+        encoded, running = self.backbone.forward(plan(first, self._streams[0]), explained, lane)
         spans = running.plan.spans
         hidden = {place: self._own(first[place], encoded, spans[place]) for place in range(len(first))}
         outputs: dict[int, Named] = {}
         if explained:
             _explain(outputs, rows, running)
-        decoded = self._decode(rows, programs, encoded, spans, explained, outputs, lane) if len(self.backbone.streams) > 1 else {}
+        decoded = self._decode(rows, programs, encoded, spans, explained, outputs, lane) if len(self._streams) > 1 else {}
         self._read_out(rows, programs, first, encoded, spans, hidden, decoded, outputs)
         return [{name: tensor.float().cpu().numpy() for name, tensor in outputs[place].items()} for place in range(len(rows))]
 
@@ -179,7 +189,7 @@ class Engine:
             ids = rows[place].decoder_ids
             assert ids is not None
             second.append(Row(ids, np.zeros_like(ids), programs[place], place, spans[place]))
-        hidden, running = self.backbone.decode(plan(second, self.backbone.streams[1]), encoded, explained, lane)
+        hidden, running = self.backbone.decode(plan(second, self._streams[1]), encoded, explained, lane)
         if explained:
             _explain(outputs, [rows[place] for place in places], running, places)
         return {place: hidden[start:end] for place, (start, end) in zip(places, running.plan.spans, strict=True)}

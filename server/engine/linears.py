@@ -18,6 +18,7 @@ from torch.nn.functional import gelu, linear
 from transformers.activations import GELUActivation
 from transformers.pytorch_utils import Conv1D
 
+from server.engine.grouped import LoRAs
 from server.engine.sites import Tokens
 from server.methods.lora import LoRAWeights, Node, adapt, scaled_input
 
@@ -38,9 +39,10 @@ class NodeTokens:
 
 @dataclass(frozen=True, slots=True)
 class LinearWork:
-    """All that a batch has to do at one linear; tokens that are not named are bare."""
+    """All that a batch has to do at one linear; tokens that are not named are bare. launched: LoRAs that go in one launch each."""
 
     nodes: tuple[NodeTokens, ...]
+    launched: tuple[LoRAs, ...] = ()
 
     def apply(self, x: Tensor, product: Product) -> Tensor:
         """y [T, out] for x [T, in]."""
@@ -66,6 +68,8 @@ class LinearWork:
                     tokens.take(y).addmm_(torch.mm(rows, work.node.a.t()), work.node.b.t(), alpha=work.node.scaling)
                 else:
                     tokens.put(y, adapt(work.node, tokens.take(read), tokens.take(y)))
+        for loras in self.launched:
+            loras.add(read, y)
         return y
 
 

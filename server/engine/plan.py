@@ -19,10 +19,13 @@ from server.core import Ints
 from server.engine.attention import Packing
 from server.engine.bank import Bank, Segment, Taken
 from server.engine.embeddings import EmbeddingWork
+from server.engine.grouped import LoRAGroups
+from server.engine.kernels import PLAIN, Kernels
 from server.engine.linears import LinearWork, NodeTokens
 from server.engine.program import FoldedFusion, Program, Slot
 from server.engine.running import Level, Span, StreamPlan
 from server.engine.sites import DeltaWork, FoldedWork, NodeWork, SiteWork, Tokens
+from server.engine.varlen import Varlen
 from server.methods import composition, lora
 from server.methods.lora import ScaleWeights
 
@@ -55,13 +58,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What a plan must know of its stack: its layers [first, last), how positions count, and whether rows may share layers."""
+    """What a plan must know of its stack: its layers [first, last), how positions count, whether rows may share layers, and the kernels."""
 
     first: int
     last: int
     padding_id: int | None
     shares_layers: bool
     device: torch.device
+    kernels: Kernels = PLAIN
 
 
 def plan(rows: Sequence[Row], stream: Stream) -> StreamPlan:
@@ -125,6 +129,8 @@ def _level(rows: Sequence[Row], start: int, end: int, stream: Stream, before: Le
     memories = None if rows[0].memory is None else _by_program(rows, [row.memory for row in rows if row.memory is not None])
     if memories is not None:
         packing = Packing(packing.runs, tuple(row.memory for row in rows if row.memory is not None))
+    elif stream.kernels.varlen is not None and not prefixed:
+        packing = Packing(packing.runs, varlen=Varlen.of(cu_seqlens, stream.kernels.varlen, stream.device))
     gather = origin = None
     if before is not None:
         gather = torch.cat([torch.arange(*before.spans[parent], device=stream.device) for parent in parents])
@@ -163,13 +169,16 @@ def _sites(programs: Sequence[tuple[Program, list[Span]]], layers: range, device
         if not program.sites:
             continue
         pieces = _merged(spans)
+        segments: dict[int, list[Segment]] = {}  # by slot; the same ones at every site, so that who compares them is soon done
         whole: Tokens | None = None
         for address, at_site in program.sites.items():
             if not _within(address, layers):
                 continue
             if isinstance(at_site, Slot):
                 bank = deltas[address].setdefault(id(at_site.bank), (at_site.bank, []))
-                bank[1].extend(Segment(a, b, at_site.slot) for a, b in pieces)
+                if at_site.slot not in segments:
+                    segments[at_site.slot] = [Segment(a, b, at_site.slot) for a, b in pieces]
+                bank[1].extend(segments[at_site.slot])
                 continue
             whole = whole or Tokens.of(spans, device)
             if isinstance(at_site, FoldedFusion):
@@ -210,7 +219,11 @@ def _linears(
             pieces = read if lora.gated(node) else _merged(read)
             at_input = any(isinstance(part, ScaleWeights) and part.at_input for part in lora.parts(node))
             works[address].append(NodeTokens(node, tuple(Tokens((piece,), None) for piece in pieces), at_input))
-    return {address: LinearWork(tuple(nodes)) for address, nodes in works.items()}
+    if not stream.kernels.grouped:
+        return {address: LinearWork(tuple(nodes)) for address, nodes in works.items()}
+    groups = LoRAGroups(stream.device)
+    parted = {address: groups.parted(nodes) for address, nodes in works.items()}
+    return {address: LinearWork(tuple(alone), launched) for address, (alone, launched) in parted.items()}
 
 
 def _norms(programs: Sequence[tuple[Program, list[Span]]]) -> dict[str, tuple[tuple[Span, Tensor], ...]]:
