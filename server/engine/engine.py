@@ -262,7 +262,7 @@ class Engine:
     ) -> Tensor:
         """The vector [H] that a sentence head reads."""
         if (head.pooling or self.backbone.pooling) == "mean":
-            return hidden.mean(dim=0)
+            return hidden.mean(dim=0, dtype=torch.float32)
         match self.backbone.family.classify:
             case "first":
                 return encoded[span[0]] if not first.program.prompt or not first.program.prompt[0].after_first else hidden[0]
@@ -281,16 +281,18 @@ class Engine:
 def _explain(outputs: dict[int, Named], rows: Rows[Sequence], running: Running, places: Rows[int] | None = None) -> None:
     """The fusions' attention of each row that asked, from what the sites noted by sequence."""
     assert running.attentions is not None
-    noted: dict[Span, Named] = defaultdict(dict)
+    noted: dict[int, dict[Span, Named]] = defaultdict(lambda: defaultdict(dict))  # by level, whose sequences have spans of their own
     for address, works in running.attentions.items():
         _, layer, site = address.split(".")
+        level = running.plan.level_of(int(layer))
         for number, spans, attention in works:
             parts = torch.split(attention, [end - start for start, end in spans])
             for span, part in zip(spans, parts, strict=True):
-                noted[span][f"attention.{layer}.{site}.{number}"] = part
-    for place, (row, span) in enumerate(zip(rows, running.plan.spans, strict=True)):
-        if row.readout.explain:
-            outputs.setdefault(place if places is None else places[place], {}).update(noted.get(span, {}))
+                noted[level][span][f"attention.{layer}.{site}.{number}"] = part
+    for level, by_span in noted.items():
+        for place, (row, span) in enumerate(zip(rows, running.plan.spans_in(level), strict=True)):
+            if row.readout.explain:
+                outputs.setdefault(place if places is None else places[place], {}).update(by_span.get(span, {}))
 
 
 def _longer(row: Sequence, tokens: list[int]) -> Sequence:

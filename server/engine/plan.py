@@ -80,7 +80,7 @@ def plan(rows: Sequence[Row], stream: Stream) -> StreamPlan:
     first_rows = [rows[row] for row in _firsts(groups[0])]
     arrays = [_arrays(row, stream.padding_id) for row in first_rows]
     ids, positions, types = (torch.from_numpy(np.concatenate(column)).to(stream.device) for column in zip(*arrays, strict=True))
-    return StreamPlan(tuple(levels), ids, positions, types, tuple(groups[-1]), _embeddings(first_rows, levels[0].spans))
+    return StreamPlan(tuple(levels), ids, positions, types, tuple(map(tuple, groups)), _embeddings(first_rows, levels[0].spans))
 
 
 def _levels(rows: Sequence[Row], stream: Stream) -> tuple[list[int], list[list[int]]]:

@@ -38,19 +38,27 @@ class Level:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamPlan:
-    """One stack of layers: its levels, the tokens of the first one, and which sequence of the last level each row of the batch is."""
+    """One stack of layers: its levels, the tokens of the first one, and which sequence of each level each row of the batch is."""
 
     levels: tuple[Level, ...]
     input_ids: Tensor
     position_ids: Tensor
     type_ids: Tensor | None
-    sequence_of: tuple[int, ...]
+    sequences: tuple[tuple[int, ...], ...]
     embeddings: EmbeddingWork | None = None
 
     @property
     def spans(self) -> tuple[Span, ...]:
         """The tokens of each row of the batch in the last level."""
-        return tuple(self.levels[-1].spans[sequence] for sequence in self.sequence_of)
+        return self.spans_in(len(self.levels) - 1)
+
+    def spans_in(self, level: int) -> tuple[Span, ...]:
+        """The tokens of each row of the batch in a level."""
+        return tuple(self.levels[level].spans[sequence] for sequence in self.sequences[level])
+
+    def level_of(self, layer: int) -> int:
+        """The level that a layer belongs to."""
+        return sum(level.start <= layer for level in self.levels) - 1
 
 
 class Running:

@@ -186,6 +186,19 @@ def test_prepacked_linears_equal_their_slow_twin(folder: Path, hidden_act: str) 
     assert worst(run(fast, rows), run(slow, rows)) <= TOLERANCE
 
 
+def test_what_a_fusion_attended_to_is_told_wherever_rows_part(twins: Twins) -> None:
+    """Rows of one text that part above the fusion's first layers: what it attended to there was noted while they were fewer."""
+    row = Sequence(twins.routes[0], np.arange(11), np.zeros(11, dtype=np.int64), Readout("hidden", explain=True))
+    names = ("base", "lora_all-", "dynamic-0", "static-0", "dropped-4")
+    rows = [replace(row, route=route) for route in twins.routes if route.model.startswith(names)]
+    fused = [one for one in rows if isinstance(one.route.setup, Fuse)]
+    assert len(fused) == 2
+    together = run(twins.fast, rows)
+    assert worst([run(twins.slow, [one])[0] for one in rows], together) <= TOLERANCE
+    assert all(len(one) == 1 + tiny.LAYERS for one in together if len(one) > 1)
+    assert sum(len(one) > 1 for one in together) == len(fused)
+
+
 def test_every_adapter_does_something(twins: Twins) -> None:
     """Else the tests above would hold an idle engine equal to an idle engine."""
     row = replace(
