@@ -1,4 +1,8 @@
-"""Heads on the device: from the last hidden state of the rows of one head to their raw outputs."""
+"""Heads on the device: from the last hidden state of the rows of one head to their raw outputs.
+
+Weights are kept in the backbone's numbers. Pooling and a head's own products are done in float32, whatever those are; the
+backbone's pooler and the products with a vocabulary are done in the backbone's.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +38,7 @@ class HeadWeights:
         act = ACTIVATIONS[self.head.activation or "linear"]
         for number in range(self.head.layers):
             weight, bias = self.tensors[f"head.{number}.weight"], self.tensors.get(f"head.{number}.bias")
-            features = linear(features if number == 0 else act(features), weight, bias)
+            features = _linear(features if number == 0 else act(features), weight, bias)
         return features
 
 
@@ -49,6 +53,7 @@ class Pooler:
 
     def apply(self, features: Tensor, node: Node | None = None) -> Tensor:
         """[n, H] to [n, H]; `node` is what the row's adapters do to the dense."""
+        features = features.to(self.weight.dtype)
         read = features if node is None else scaled_input(node, features)
         y = linear(read, self.weight, self.bias)
         y = self.activation(y if node is None else adapt(node, read, y))
@@ -69,7 +74,7 @@ class LanguageModel:
 
 def embedding(hidden: Tensor, readout: Readout) -> Tensor:
     """One row's tokens [tokens, H] as one vector [H]."""
-    vector = hidden[0] if readout.pooling == "cls" else hidden.mean(dim=0)
+    vector = hidden[0].float() if readout.pooling == "cls" else hidden.mean(dim=0, dtype=torch.float32)
     return normalize(vector, dim=0) if readout.normalize else vector
 
 
@@ -134,14 +139,20 @@ def parsed(weights: HeadWeights, hidden: Tensor, word_starts: Sequence[int]) -> 
     A word is the mean of its tokens; the candidate heads are the first token (the root) and the words. arcs [words, words + 1],
     relations [words, words + 1, R]. `word_starts` ends with the token behind the last word.
     """
+    hidden = hidden.float()
     edges = list(pairwise(word_starts))
     words = torch.stack([hidden[start:end].mean(dim=0) for start, end in edges]) if edges else hidden[:0]
     heads = torch.cat((hidden[:1], words))
     deps_one = torch.cat((words, words.new_ones(words.shape[0], 1)), dim=1)
     heads_one = torch.cat((heads, heads.new_ones(heads.shape[0], 1)), dim=1)
-    arcs = torch.einsum("xi,ij,yj->xy", deps_one, weights.tensors["head.arcs"][0], heads)
-    relations = torch.einsum("xi,oij,yj->xyo", deps_one, weights.tensors["head.relations"], heads_one)
+    arcs = torch.einsum("xi,ij,yj->xy", deps_one, weights.tensors["head.arcs"][0].float(), heads)
+    relations = torch.einsum("xi,oij,yj->xyo", deps_one, weights.tensors["head.relations"].float(), heads_one)
     return {"arcs": arcs, "relations": relations}
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b in float32."""
+    return linear(x.float(), weight.float(), None if bias is None else bias.float())
 
 
 def is_language_model(head: Head) -> bool:
