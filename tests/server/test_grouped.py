@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from adapter_store.methods import Bottleneck
 from server.engine import grouped
-from server.engine.bank import Bank, BankShape, Segment
+from server.engine.bank import Bank, BankShape, Segment, Taken
 from server.engine.grouped import LoRAGroups, LowRank, Tiles
 from server.engine.linears import LinearWork, NodeTokens
 from server.engine.sites import Tokens
@@ -86,7 +86,7 @@ def test_a_launch_equals_the_loop(
     answers = []
     for bank in (launching, looping):
         total = z.clone() if aliased else s.clone()
-        bank.add_delta(SITE, tuple(segments), total if aliased else z, total)
+        bank.add_delta(SITE, tuple(segments), total if aliased else z, total, Taken())
         answers.append(total)
     assert distance(*answers) <= TOLERANCE[dtype]
     bare = torch.ones(end + 2, dtype=torch.bool, device=DEVICE)
@@ -100,8 +100,8 @@ def test_hundreds_of_segments_of_one_token() -> None:
     segments = tuple(Segment(place, place + 1, place % 7) for place in range(0, 400, 2))
     z, s = torch.randn(400, 32, device=DEVICE), torch.randn(400, 32, device=DEVICE)
     one, other = s.clone(), s.clone()
-    launching.add_delta(SITE, segments, z, one)
-    looping.add_delta(SITE, segments, z, other)
+    launching.add_delta(SITE, segments, z, one, Taken())
+    looping.add_delta(SITE, segments, z, other, Taken())
     assert distance(one, other) <= TOLERANCE[torch.float32]
 
 
@@ -110,9 +110,9 @@ def test_a_row_in_company_is_bit_for_bit_the_row_alone() -> None:
     bank, _ = banks(shape, laid)
     z, s = torch.randn(90, 48).to(DEVICE, torch.bfloat16), torch.randn(90, 48).to(DEVICE, torch.bfloat16)
     together = s.clone()
-    bank.add_delta(SITE, (Segment(0, 33, 0), Segment(33, 50, 1), Segment(50, 90, 2)), z, together)
+    bank.add_delta(SITE, (Segment(0, 33, 0), Segment(33, 50, 1), Segment(50, 90, 2)), z, together, Taken())
     alone = s[33:50].clone()
-    bank.add_delta(SITE, (Segment(0, 17, 1),), z[33:50], alone)
+    bank.add_delta(SITE, (Segment(0, 17, 1),), z[33:50], alone, Taken())
     assert torch.equal(together[33:50], alone)
 
 
@@ -125,7 +125,7 @@ def test_slots_that_come_and_go() -> None:
     for slot in laid:
         number = bank.put(slot)
         s = torch.zeros(5, 16, device=DEVICE)
-        bank.add_delta(SITE, (Segment(0, 5, number),), z, s)
+        bank.add_delta(SITE, (Segment(0, 5, number),), z, s, Taken())
         answers.append(s)
         bank.free(number)
     assert distance(answers[0], answers[1]) > 0.1
@@ -160,8 +160,8 @@ def test_what_the_kernel_does_not_cover_is_left_to_the_loop() -> None:
         launching, looping = banks(shape, laid)
         z = torch.randn(6, hidden).to(DEVICE, dtype)
         one, other = torch.zeros_like(z), torch.zeros_like(z)
-        launching.add_delta(SITE, (Segment(1, 5, 0),), z, one)
-        looping.add_delta(SITE, (Segment(1, 5, 0),), z, other)
+        launching.add_delta(SITE, (Segment(1, 5, 0),), z, one, Taken())
+        looping.add_delta(SITE, (Segment(1, 5, 0),), z, other, Taken())
         assert distance(one, other) <= TOLERANCE.get(dtype, 1e-12)
 
 

@@ -1,4 +1,7 @@
-"""An engine with the device's kernels answers as one without: Triton in its interpreter, varlen attention by its reference in torch."""
+"""An engine with the device's kernels answers as one without: Triton in its interpreter, varlen attention by its reference in torch.
+
+One lane, as on a GPU: the interpreter is not for several threads.
+"""
 
 import random
 from collections.abc import Callable
@@ -31,7 +34,7 @@ HEADS: list[Head] = [tiny.classifier("yes", "no"), Head(type="tagging", labels=(
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return load_backbone(str(tiny.save_backbone(tmp_path_factory.mktemp("kernels") / "backbone")), device="cpu")
+    return load_backbone(str(tiny.save_backbone(tmp_path_factory.mktemp("kernels") / "backbone")), device="cpu", lanes=1)
 
 
 @pytest.fixture
@@ -102,7 +105,7 @@ def windowed(folder: Path) -> Path:
 def test_families_by_kernels(golden: Path, tmp_path: Path, case: str) -> None:
     """Causal, grouped heads, sliding windows, and T5, whose biases keep it from varlen attention."""
     source = windowed(tmp_path) if case == "modernbert" else golden / case / "backbone"
-    backbone = load_backbone(str(source), device="cpu")
+    backbone = load_backbone(str(source), device="cpu", lanes=1)
     attend = Reference()
     chance = random.Random(case)
     rows = [a_row(Route("base"), chance) for _ in range(12)]
