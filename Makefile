@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BACKBONE_SHA256 := 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
 
-.PHONY: help venv serve demo test check format bench bench-full compare report load-test kill-test compose-test clean
+.PHONY: help venv serve demo test check format bench bench-full bench-gpu compare report load-test kill-test compose-test clean
 
 help: ## List the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ compare: $(STAMP)
 
 report: $(STAMP) ## docs/benchmarks.md and its plots from the results that are there
 	$(BIN)/python -m benchmarks.report
+
+bench-gpu: $(STAMP) ## On a GPU: many adapters, fusion and swaps against the bare backbone and the GPU's own matrix products
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.gpu $(ARGS)
 
 load-test: $(STAMP) ## Two minutes of mixed load while versions are published, moved and deleted; every answer is checked
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.endurance.churn $(ARGS)
