@@ -1,7 +1,7 @@
 """The engine: packages on the device, setups compiled into programs, batches run. Belongs to one thread; knows no HTTP and no store."""
 
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from server.engine.program import Program, Resident
 from server.engine.programs import Programs
 from server.engine.running import Running, Span
 from server.engine.staging import Staged, host_bytes, measured, stage
+from server.engine.transfers import Arrival, Transfers, transfers_for
 
 Named = dict[str, Tensor]
 
@@ -32,7 +33,7 @@ class Engine:
     """Runs batches of rows of many routes on one backbone.
 
     `fast=False` sends every adapter through the step-by-step twin of the banks and folded fusions, and every row through all
-    layers by itself; the tests hold the two equal. `kernels` are the device's, by default those that there are for it.
+    layers by itself; the tests hold the two equal. `kernels` and `transfers` are by default those of the backbone's device.
     """
 
     def __init__(
@@ -42,12 +43,15 @@ class Engine:
         program_bytes: int = 512 << 20,
         lane_tokens: int = LANE_TOKENS,
         kernels: Kernels | None = None,
+        transfers: Transfers | None = None,
     ) -> None:
         self.backbone = backbone
         self._fast = fast
         self._lanes = Lanes(len(backbone.lanes))
         self._lane_tokens = lane_tokens
         self._kernels = (kernels or kernels_for(backbone.device, backbone.dtype)) if fast else PLAIN
+        self._transfers = transfers or transfers_for(backbone.device)
+        self._arriving: dict[str, Arrival] = {}  # packages that no batch has waited for yet
         self._streams = [replace(stream, kernels=self._kernels) for stream in backbone.streams]
         self._banks: dict[BankShape, Bank] = {}
         self._residents: dict[str, Resident] = {}
@@ -65,12 +69,16 @@ class Engine:
     def load(self, digest: str, package: Staged | LoadedPackage) -> int:
         """Puts a package on the device and returns its bytes there. Loading what is resident does nothing.
 
-        On a CPU the device's memory is the host's: what was staged is used as it lies.
+        On a CPU the device's memory is the host's: what was staged is used as it lies. On a GPU the copy may still be under way
+        when this returns; the first batch that uses the package waits for it.
         """
         if digest in self._residents:
             return self._residents[digest].nbytes
         staged = package if isinstance(package, Staged) else self._staged(package)
-        staged = staged.on(self.backbone.device)
+        arriving = self._transfers.upload(staged.buffer)
+        if arriving.buffer is not staged.buffer:
+            staged = staged.moved(arriving.buffer)
+            self._arriving[digest] = arriving
         bank, slot = None, 0
         if staged.shape is not None and staged.slot is not None:
             bank = self._banks.setdefault(staged.shape, Bank(staged.shape, self.backbone.dtype if self._kernels.grouped else None))
@@ -81,6 +89,7 @@ class Engine:
     def unload(self, digest: str) -> None:
         """Frees a package's memory. No batch that names it may be waiting."""
         resident = self._residents.pop(digest)
+        self._arriving.pop(digest, None)
         self._programs.forget(digest)
         if resident.bank is not None:
             resident.bank.free(resident.slot)
@@ -107,6 +116,7 @@ class Engine:
 
     def run(self, batch: Batch) -> list[Outputs]:
         """The named float32 arrays of each row of the batch, in its order; what they are is the row's `Readout`."""
+        self._await(digest for row in batch.rows for digest in row.route.digests)
         compiled = self._programs.of(row.route.setup for row in batch.rows)
         keys = [self._key(place, row) for place, row in enumerate(batch.rows)]
         parts = split([row.tokens for row in batch.rows], keys, self.backbone.spec.hidden_size, self._lanes.count, self._lane_tokens)
@@ -134,7 +144,13 @@ class Engine:
             _explain(outputs, rows, running)
         decoded = self._decode(rows, programs, encoded, spans, explained, outputs, lane) if len(self._streams) > 1 else {}
         self._read_out(rows, programs, first, encoded, spans, hidden, decoded, outputs)
-        return [{name: tensor.float().cpu().numpy() for name, tensor in outputs[place].items()} for place in range(len(rows))]
+        return self._transfers.fetch([outputs[place] for place in range(len(rows))])
+
+    def _await(self, digests: Iterable[str]) -> None:
+        """The device waits for packages that are still on their way to it."""
+        if self._arriving:
+            for digest in set(digests) & self._arriving.keys():
+                self._arriving.pop(digest).wait()
 
     def greedy(self, rows: Rows[Sequence], max_new_tokens: int, eos_token_id: int | None = None) -> list[list[int]]:
         """The tokens that a language-model head finds likeliest, one after the other, for each row; no cache, so every step runs whole.

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from server.engine.transfers import on_device
 from server.methods.lora import LoRAWeights
 
 if TYPE_CHECKING:
@@ -55,12 +56,6 @@ class Tiles:
         table = np.stack((addresses[piece], first, np.minimum(first + ROWS, ends[piece])), axis=1)
         factors = None if scales is None else on_device(np.array(scales, dtype=np.float32)[piece], device)
         return cls(on_device(table, device), factors)
-
-
-def on_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """An array on a device, without waiting for what the device is doing."""
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)

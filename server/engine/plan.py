@@ -25,6 +25,7 @@ from server.engine.linears import LinearWork, NodeTokens
 from server.engine.program import FoldedFusion, Program, Slot
 from server.engine.running import Level, Span, StreamPlan
 from server.engine.sites import DeltaWork, FoldedWork, NodeWork, SiteWork, Tokens
+from server.engine.transfers import on_device
 from server.engine.varlen import Varlen
 from server.methods import composition, lora
 from server.methods.lora import ScaleWeights
@@ -79,7 +80,7 @@ def plan(rows: Sequence[Row], stream: Stream) -> StreamPlan:
         levels.append(_level([rows[row] for row in firsts], start, end, stream, levels[-1] if levels else None, parents))
     first_rows = [rows[row] for row in _firsts(groups[0])]
     arrays = [_arrays(row, stream.padding_id) for row in first_rows]
-    ids, positions, types = (torch.from_numpy(np.concatenate(column)).to(stream.device) for column in zip(*arrays, strict=True))
+    ids, positions, types = (on_device(np.concatenate(column), stream.device) for column in zip(*arrays, strict=True))
     return StreamPlan(tuple(levels), ids, positions, types, tuple(map(tuple, groups)), _embeddings(first_rows, levels[0].spans))
 
 
@@ -133,7 +134,7 @@ def _level(rows: Sequence[Row], start: int, end: int, stream: Stream, before: Le
         packing = Packing(packing.runs, varlen=Varlen.of(cu_seqlens, stream.kernels.varlen, stream.device))
     gather = origin = None
     if before is not None:
-        gather = torch.cat([torch.arange(*before.spans[parent], device=stream.device) for parent in parents])
+        gather = on_device(np.concatenate([np.arange(*before.spans[parent]) for parent in parents]), stream.device)
         origin = gather if before.origin is None else before.origin[gather]
     layers = range(start, end)
     return Level(

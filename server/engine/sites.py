@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from adapter_store.families import SiteModules
 from adapter_store.methods import Bottleneck
 from server.engine.bank import Bank, Segment, Taken
+from server.engine.transfers import on_device
 from server.methods.bottleneck import DeltaInput, Norm
 from server.methods.composition import Node, after, run
 from server.methods.fusion import Folded
@@ -39,7 +41,7 @@ class Tokens:
     def of(cls, spans: Sequence[Span], device: torch.device) -> "Tokens":
         """The tokens of spans, in their order."""
         whole = all(one[1] == other[0] for one, other in pairwise(spans))
-        indices = None if whole else torch.cat([torch.arange(a, b, device=device) for a, b in spans])
+        indices = None if whole else on_device(np.concatenate([np.arange(a, b) for a, b in spans]), device)
         return cls(tuple(spans), indices)
 
     def take(self, tensor: Tensor) -> Tensor:

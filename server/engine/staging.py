@@ -41,11 +41,8 @@ class Staged:
         """The bottleneck as its bank keeps it."""
         return None if self.shape is None else self.buffer[: self.shape.numel]
 
-    def on(self, device: torch.device) -> "Staged":
-        """The package on a device: itself where it is there already."""
-        if self.buffer.device == device:
-            return self
-        buffer = self.buffer.to(device, non_blocking=True)
+    def moved(self, buffer: Tensor) -> "Staged":
+        """The package in a copy of its buffer."""
 
         def moved(tensor: Tensor) -> Tensor:
             mine = tensor.untyped_storage().data_ptr() == self.buffer.untyped_storage().data_ptr()

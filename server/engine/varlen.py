@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from server.core import Ints
-from server.engine.grouped import on_device
+from server.engine.transfers import on_device
 
 if TYPE_CHECKING:
     from server.engine.attention import Rule
