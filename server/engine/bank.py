@@ -164,9 +164,16 @@ class Bank:
     def _tiles(self, segments: tuple[Segment, ...], device: torch.device, taken: Taken) -> grouped.Tiles:
         """The tiles of a batch's segments, which are the same at every site: they are made once."""
         if taken.tiled is None or taken.tiled[0] != segments:
-            pieces = [(self._slots[segment.slot].data_ptr(), segment.start, segment.end) for segment in segments]
-            taken.tiled = segments, grouped.Tiles.of(pieces, device)
+            taken.tiled = segments, self.tiles(segments, device)
         return taken.tiled[1]
+
+    def tiles(self, segments: tuple[Segment, ...], device: torch.device) -> grouped.Tiles:
+        """The tiles of segments, with the addresses of their slots."""
+        return grouped.Tiles.of([(self._slots[segment.slot].data_ptr(), segment.start, segment.end) for segment in segments], device)
+
+    def launches(self, site: SiteIndex) -> bool:
+        """Whether a site's adapters go in one launch."""
+        return site in self._launched
 
     def _expanded(self, site: SiteIndex, segments: tuple[Segment, ...], taken: Taken) -> "dict[int, tuple[Tensor, ...]]":
         """(Down, bias, Up, bias) by slot of the adapters of a batch, made dense for it."""

@@ -15,6 +15,7 @@ from server.core import Batch, Outputs, Sequence, pack
 from server.engine import heads
 from server.engine.backbone import Backbone
 from server.engine.bank import Bank, BankShape
+from server.engine.graphs import Graphs
 from server.engine.heads import HeadWeights
 from server.engine.kernels import PLAIN, Kernels, kernels_for
 from server.engine.lanes import LANE_TOKENS, Lanes, split
@@ -22,7 +23,7 @@ from server.engine.loader import LoadedPackage, load_package
 from server.engine.plan import Row, own_tokens, plan
 from server.engine.program import Program, Resident
 from server.engine.programs import Programs
-from server.engine.running import Running, Span
+from server.engine.running import Running, Span, StreamPlan
 from server.engine.staging import Staged, host_bytes, measured, stage
 from server.engine.transfers import Arrival, Transfers, transfers_for
 
@@ -50,6 +51,8 @@ class Engine:
         self._lanes = Lanes(len(backbone.lanes))
         self._lane_tokens = lane_tokens
         self._kernels = (kernels or kernels_for(backbone.device, backbone.dtype)) if fast else PLAIN
+        capture, single = self._kernels.capture, len(backbone.lanes) == 1 and len(backbone.streams) == 1
+        self._graphs = Graphs(lambda made: backbone.forward(made)[0], capture) if capture and single else None
         self._transfers = transfers or transfers_for(backbone.device)
         self._arriving: dict[str, Arrival] = {}  # packages that no batch has waited for yet
         self._streams = [replace(stream, kernels=self._kernels) for stream in backbone.streams]
@@ -136,7 +139,7 @@ class Engine:
         """The same for rows in a batch's order, on one lane."""
         first = [Row(row.input_ids, row.type_ids, program, key) for row, program, key in zip(rows, programs, keys, strict=True)]
         explained = any(row.readout.explain for row in rows)
-        encoded, running = self.backbone.forward(plan(first, self._streams[0]), explained, lane)
+        encoded, running = self._forward(plan(first, self._streams[0]), explained, lane)
         spans = running.plan.spans
         hidden = {place: self._own(first[place], encoded, spans[place]) for place in range(len(first))}
         outputs: dict[int, Named] = {}
@@ -145,6 +148,11 @@ class Engine:
         decoded = self._decode(rows, programs, encoded, spans, explained, outputs, lane) if len(self._streams) > 1 else {}
         self._read_out(rows, programs, first, encoded, spans, hidden, decoded, outputs)
         return self._transfers.fetch([outputs[place] for place in range(len(rows))])
+
+    def _forward(self, made: StreamPlan, explained: bool, lane: int) -> tuple[Tensor, Running]:
+        """The first stream's forward, by a graph where there is one for it."""
+        replayed = None if self._graphs is None or explained else self._graphs.run(made)
+        return self.backbone.forward(made, explained, lane) if replayed is None else (replayed, Running(made))
 
     def _await(self, digests: Iterable[str]) -> None:
         """The device waits for packages that are still on their way to it."""

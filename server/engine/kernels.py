@@ -1,8 +1,10 @@
 """Which kernels of the device an engine uses, chosen once when it is made; a test may choose them on the CPU too."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from server.engine import grouped
@@ -13,10 +15,14 @@ FLASH = (8, 0)  # the first compute capability that torch's varlen attention run
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """grouped: adapters of many slots in one launch (`grouped.py`); varlen: a batch's attention in one call, or None (`varlen.py`)."""
+    """grouped: adapters of many slots in one launch (`grouped.py`); varlen: a batch's attention in one call, or None (`varlen.py`).
+
+    capture: how forwards become graphs, None to launch every kernel by itself (`graphs.py`).
+    """
 
     grouped: bool = False
     varlen: Attend | None = None
+    capture: Callable[[Callable[[], Tensor]], Callable[[], Tensor]] | None = None
 
 
 PLAIN = Kernels()

@@ -67,6 +67,8 @@ def add_low_rank(
     base = tl.multiple_of(base, 16)  # bytes; device memory is aligned to 256, and tensors in it to 16 numbers
     start = tl.load(tiles + 3 * tile + 1)
     end = tl.load(tiles + 3 * tile + 2)
+    if start >= end:  # a place in the table that this batch has no work for
+        return
     row = start + tl.arange(0, tile_rows)
     inside = row < end
     inner = tl.arange(0, tile_width)
