@@ -13,7 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,6 +33,8 @@ from benchmarks.workload import lengths, package_bytes, random_package, sequence
 from server.core import Batch, Fuse, Setup, Use, pack
 from server.engine.backbone import Backbone, load_backbone
 from server.engine.engine import Engine
+from server.engine.graphs import captured, repeated
+from server.engine.kernels import kernels_for
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 NO_GPU = "There is no GPU here that torch can use; --device cpu --quick runs the same code on a small backbone."
@@ -82,14 +84,22 @@ def backbone(folder: Path, size: Size, device: str, dtype: str) -> Backbone:
     return load_backbone(str(folder), device, dtype)
 
 
-def stock(engine: Engine, load: Load) -> None:
-    """Brings all adapters and the fusion to the device."""
+def graphed(backbone: Backbone) -> Engine:
+    """An engine that replays its forwards as graphs; on a CPU it runs them again."""
+    capture = captured if backbone.device.type == "cuda" else repeated
+    return Engine(backbone, kernels=replace(kernels_for(backbone.device, backbone.dtype), capture=capture))
+
+
+def stock(engine: Engine, load: Load, others: bool = True) -> None:
+    """Brings all adapters to the device; others: the LoRAs and the fusion too."""
     spec = engine.backbone.spec
     names = tuple(f"layers.{layer}.{name}" for layer in range(spec.num_layers) for name in ("q", "v"))
     pfeiffers = [random_package(spec, seed, bottleneck=PFEIFFER) for seed in range(min(DRAWN, load.adapters))]
-    loras = [random_package(spec, seed, lora=LoRA(modules=names, rank=8, scaling=2.0)) for seed in range(min(DRAWN, load.adapters))]
     for number in range(load.adapters):
         engine.load(f"pfeiffer-{number}", pfeiffers[number % len(pfeiffers)])
+    if not others:
+        return
+    loras = [random_package(spec, seed, lora=LoRA(modules=names, rank=8, scaling=2.0)) for seed in range(min(DRAWN, load.adapters))]
     for number in range(min(64, load.adapters)):
         engine.load(f"lora-{number}", loras[number % len(loras)])
     composition = f"fuse[self](a@sha256:{0:064x}, b@sha256:{1:064x})"
@@ -142,11 +152,13 @@ def products(size: Size, tokens: Sequence[int], device: torch.device, dtype: tor
     return run
 
 
-def throughput(engine: Engine, size: Size, load: Load, seed: int) -> Figures:
-    """Median milliseconds of each contender and of the products alone, and what follows."""
+def throughput(engine: Engine, graphs: Engine, size: Size, load: Load, seed: int) -> Figures:
+    """Median milliseconds of each contender and of the products alone, and what follows; bare and Pfeiffers by graphs as well."""
     made = contenders(load, seed)
     tokens = [batch.tokens for batch in made["bare"]]
     runs: dict[str, Callable[[], object]] = {name: (lambda some=some: run_all(engine, some)) for name, some in made.items()}  # type: ignore[misc]
+    live = [name for name in made if name == "bare" or name.endswith(" pfeiffer")]
+    runs |= {f"{name}, graphs": (lambda some=made[name]: run_all(graphs, some)) for name in live}  # type: ignore[misc]
     times = in_turn(runs | {"products": products(size, tokens, engine.backbone.device, engine.backbone.dtype)}, load.repeats)
     matrix = times.pop("products")
     multiply_adds = sum(tokens) * size.layers * (4 * size.hidden**2 + 2 * size.hidden * size.inner)
@@ -223,13 +235,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, results = Console(width=140), {}
     for name, size in (QUICK if options.quick else SIZES).items():
         with TemporaryDirectory(prefix="turret-bench-") as folder:
-            engine = Engine(backbone(Path(folder) / "backbone", size, options.device, options.dtype))
+            made = backbone(Path(folder) / "backbone", size, options.device, options.dtype)
+            engine, graphs = Engine(made), graphed(made)
             stock(engine, load)
-            figures = throughput(engine, size, load, options.seed) | {"swaps": swaps(engine, Path(folder), load, options.seed)}
+            stock(graphs, load, others=False)
+            figures = throughput(engine, graphs, size, load, options.seed) | {"swaps": swaps(engine, Path(folder), load, options.seed)}
         results[name] = {"size": asdict(size), **figures}
         for one in tables(name, figures):
             console.print(one)
-        del engine
+        del engine, graphs, made
     device = torch.device(options.device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     told = {"machine": machine() | {"gpu": gpu}, "dtype": options.dtype, "load": asdict(load), "results": results}

@@ -235,6 +235,7 @@ class Engine:
         decoded: dict[int, Tensor],
         outputs: dict[int, Named],
     ) -> None:
+        pooled: list[int] = []
         by_head: dict[tuple[str | None, Head], list[int]] = defaultdict(list)
         for place, row in enumerate(rows):
             named = outputs.setdefault(place, {})
@@ -244,11 +245,17 @@ class Engine:
                 case "encoder_hidden":
                     named["hidden"] = hidden[place]
                 case "embedding":
-                    named["embedding"] = heads.embedding(hidden[place], row.readout)
+                    pooled.append(place)
                 case "logits":
                     if row.route.head is None:
                         raise ValueError(f"'{row.route.model}' has no head to read logits from")
                     by_head[row.route.head_digest, row.route.head].append(place)
+        if pooled and self._kernels != PLAIN:
+            vectors = heads.embeddings([hidden[place] for place in pooled], [rows[place].readout for place in pooled])
+        else:
+            vectors = tuple(heads.embedding(hidden[place], rows[place].readout) for place in pooled)
+        for place, vector in zip(pooled, vectors, strict=True):
+            outputs[place]["embedding"] = vector
         last = {place: decoded.get(place, hidden[place]) for place in range(len(rows))}
         for (digest, head), places in by_head.items():
             weights = self._head(digest, head)

@@ -24,7 +24,7 @@ from server.engine.bank import Bank, Segment, Taken
 from server.engine.grouped import ROWS, Tiles
 from server.engine.running import Level, StreamPlan
 from server.engine.sites import DeltaWork, SiteWork
-from server.engine.transfers import on_device
+from server.engine.transfers import on, on_device
 from server.engine.varlen import Attend, Varlen
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,8 @@ class Graphs:
             return None
         tables, replay = made
         tables.write(plan, work)
-        return replay()[: len(plan.input_ids)]
+        with on(plan.input_ids.device):
+            return replay()[: len(plan.input_ids)]
 
     def _due(self, bucket: Bucket) -> bool:
         count = self._seen.pop(bucket, 0) + 1
@@ -166,7 +167,8 @@ class Graphs:
         tables = Tables(bucket, function, plan.input_ids.device)
         tables.write(plan, work)
         try:
-            return tables, self._capture(lambda: self._forward(tables.plan))
+            with on(plan.input_ids.device):
+                return tables, self._capture(lambda: self._forward(tables.plan))
         except RuntimeError as error:
             log.warning("batches of %d tokens run without a graph: %s", bucket.tokens, error)
             return None

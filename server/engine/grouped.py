@@ -8,7 +8,6 @@ fit into registers (`WIDEST`; products that wide are large enough by themselves)
 """
 
 from collections.abc import Hashable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.engine.transfers import on_device
+from server.engine.transfers import on, on_device
 from server.methods.lora import LoRAWeights
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ class LowRank:
         z = z if z.stride(1) == 1 else z.contiguous()
         if s.stride(1) != 1 or not (z.dtype == s.dtype):
             raise ValueError(f"the kernel adds rows that lie together, of one type: got {z.dtype} to {s.dtype} with strides {s.stride()}")
-        with torch.cuda.device(z.device) if z.is_cuda else nullcontext():
+        with on(z.device):
             add_low_rank[(count,)](
                 z, s, tiles.table, s if tiles.scales is None else tiles.scales, z.stride(0), s.stride(0), self.inputs, self.outputs,
                 *self.down, *self.up, *(self.biases or (0, 0)),

@@ -6,6 +6,7 @@ in one copy, for which the host waits once.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -20,6 +21,11 @@ def on_device(values: np.ndarray, device: torch.device) -> Tensor:
     """An array on a device, without waiting for what the device is doing."""
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a CUDA device the current one, for what asks for none by name."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class Arrival:

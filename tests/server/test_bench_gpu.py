@@ -24,7 +24,8 @@ def test_quick_on_a_cpu(tmp_path: Path) -> None:
     assert told["machine"]["gpu"] is None
     figures = told["results"]["small"]
     assert figures["contenders"].keys() == {
-        "bare", "1 pfeiffer", "8 pfeiffer", "1 lora", "8 lora", "half pfeiffer, half lora", "fusion of 8"
+        "bare", "1 pfeiffer", "8 pfeiffer", "1 lora", "8 lora", "half pfeiffer, half lora", "fusion of 8",
+        "bare, graphs", "1 pfeiffer, graphs", "8 pfeiffer, graphs",
     }  # fmt: skip
     assert all(one[figure] > 0 for one in figures["contenders"].values() for figure in one)
     assert figures["contenders"]["bare"]["share of bare"] == 1.0
