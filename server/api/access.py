@@ -3,7 +3,7 @@
 The guard runs before any byte of a body is read. It knows routes, callers and the names in paths; names in bodies are the router's.
 """
 
-import secrets
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,7 +83,7 @@ class State:
 
     caller: Caller | None = None
     notes: dict[str, Any] = field(default_factory=dict)
-    lot: str = field(default_factory=lambda: secrets.token_hex(8), compare=False)
+    lot: str = field(default_factory=lambda: f"{random.getrandbits(64):016x}", compare=False)
 
 
 def state_of(scope: Any) -> State:
@@ -107,15 +107,29 @@ class Guard:
     def __init__(self, routes: Sequence[Any], control: Control, rules: Iterable[Rule] = RULES) -> None:
         self._control = control
         self._places = list(_places(routes, list(rules)))
+        self._literal = {
+            (method, place.rule.path): place
+            for place in reversed(self._places)
+            for method in place.methods
+            if "{" not in place.rule.path and self._first(method, place.rule.path) is place
+        }
 
     def match(self, scope: Called) -> tuple[Rule, dict[str, str]] | None:
         """The rule of the route that will answer, and the path's parameters; None where no route will. First come, as the router does."""
+        place = None if scope.get("root_path") else self._literal.get((scope["method"], scope["path"]))
+        if place is not None:
+            return place.rule, {}
         for place in self._places:
             if scope["method"] in place.methods:
                 match, found = place.route.matches(scope)
                 if match is Match.FULL:
                     return place.rule, found["path_params"]
         return None
+
+    def _first(self, method: str, path: str) -> Place | None:
+        """The first place that answers a path without parameters."""
+        scope = {"type": "http", "method": method, "path": path}
+        return next((place for place in self._places if method in place.methods and place.route.matches(scope)[0] is Match.FULL), None)
 
     def admit(self, scope: Called, rule: Rule, parameters: dict[str, str]) -> None:
         """Leaves the caller in the scope; raises ApiError, NotFound or QuotaExceeded where it may not call this."""

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field, model_validator
 from starlette.responses import Response
 
+from server.api.hot import Hot
 from server.api.wire import count_rows, json_response, services, terms, timing_headers, while_connected
 from server.errors import ApiError, as_api_error, detail
 from server.inference import Answer, Ask, AskedOutput, Parameters, Timing
@@ -108,6 +109,9 @@ async def predict(request: Request, body: PredictRequest) -> Response:
         raise answers[0].error
     results = [_result(ask, answer) for ask, answer in zip(asks, answers, strict=True)]
     return json_response({"results": results, "timing": _timing(timing)}, headers=timing_headers(answers, timing))
+
+
+HOT = Hot("/v1/predict", PredictRequest, predict)
 
 
 def _result(ask: Ask, answer: Answer) -> dict[str, Any]:
