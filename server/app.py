@@ -92,7 +92,7 @@ def create_app(settings: Settings, hot: bool = True) -> FastAPI:
         watch=Watch(metrics.on_load, metrics.on_evicted, metrics.on_waited),
     )
     metrics.program_bytes.set_function(lambda: engine.program_bytes)
-    inference = Inference(router, encoder, residency, scheduler, workers, loaders, settings.request_limits, access.quotas.charge_tokens)
+    inference = Inference(router, encoder, residency, scheduler, workers, loaders, settings.request_limits, access.quotas)
     publisher = Publisher(
         store,
         router,
@@ -154,10 +154,12 @@ def create_app(settings: Settings, hot: bool = True) -> FastAPI:
     app.state.services = services
     for part, statuses, model in PARTS:
         app.include_router(part.router, responses=documented(statuses, model))
-    for kind in (Exception, *KINDS):
+    kinds: tuple[type[Exception], ...] = (Exception, *KINDS)
+    for kind in kinds:
         app.add_exception_handler(kind, on_error)
     guard = Guard(app.routes, access)
-    app.add_middleware(Around, settings=settings, metrics=metrics, guard=guard, audit=access.audit, hot=HOT if hot else ())
+    # Outside of the framework's own middleware, which does nothing for a hot route.
+    app.middleware_stack = Around(app.build_middleware_stack(), settings, metrics, guard, access.audit, HOT if hot else ())
     return app
 
 

@@ -70,6 +70,11 @@ class Settings(BaseSettings):
     max_members: int = Field(default=64, ge=1, description="packages that a package may be composed of")
     age_cap: float = Field(default=0.25, ge=0, description="seconds of waiting after which a cold request goes before resident ones")
     load_timeout: float = Field(default=30.0, gt=0, description="seconds that a request waits for its packages")
+    request_timeout: float = Field(
+        default=0,
+        ge=0,
+        description="seconds that a request may take, else 504; 0: any. x-turret-timeout-ms may say less",
+    )
     max_key_queue_tokens: int = Field(
         default=0, ge=0, description="tokens of one API key that may wait; 0: half of all, or all without keys"
     )

@@ -4,6 +4,7 @@ The guard runs before any byte of a body is read. It knows routes, callers and t
 """
 
 import random
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,17 +79,22 @@ RULES = (
 class State:
     """What the guard leaves in a request's scope: who calls (None: not known, or on a public route) and notes for the audit log.
 
-    `lot` is what a request without a key of its own draws the versions of weighted aliases by: all of its rows alike.
+    `lot` is what a request without a key of its own draws the versions of weighted aliases by: all of its rows alike. `began` is when
+    its head had come, as `time.perf_counter()` tells.
     """
 
     caller: Caller | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     lot: str = field(default_factory=lambda: f"{random.getrandbits(64):016x}", compare=False)
+    began: float = field(default_factory=time.perf_counter, compare=False)
 
 
 def state_of(scope: Any) -> State:
     """The guard's part of a request's state."""
-    state: State = scope.setdefault("state", {}).setdefault("turret", State())
+    states: dict[str, Any] = scope.setdefault("state", {})
+    state: State | None = states.get("turret")
+    if state is None:
+        state = states["turret"] = State()
     return state
 
 

@@ -5,6 +5,7 @@ from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
+from server.api.documented import TERMS
 from server.api.hot import Hot
 from server.api.wire import count_rows, json_response, raise_first_error, services, terms, timing_headers, while_connected
 from server.core import Route
@@ -36,7 +37,7 @@ class HubRequest(Body):
     truncate: bool | None = None
 
 
-@router.post("/models/{model:path}", summary="Run a model, answering in the shape of its task")
+@router.post("/models/{model:path}", summary="Run a model, answering in the shape of its task", openapi_extra={"parameters": TERMS})
 async def run_model(request: Request, model: str, body: HubRequest) -> Response:
     """text-classification `[[{label, score}]]`, token-classification `[{entity_group, ...}]`, feature-extraction `[[float]]`,
     question-answering `{score, start, end, answer}`, fill-mask `[{score, token, token_str, sequence}]`, similarity `[float]`."""

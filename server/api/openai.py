@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from adapter_store.catalog import VersionRecord
 from adapter_store.names import Reference
+from server.api.documented import TERMS
 from server.api.hot import Hot
 from server.api.wire import count_rows, json_response, raise_first_error, services, terms, timing_headers, while_connected
 from server.core import Array, Pooling
@@ -34,7 +35,7 @@ class EmbeddingRequest(Body):
     truncate: bool = False
 
 
-@router.post("/v1/embeddings", summary="Embed texts with the backbone or any adapter")
+@router.post("/v1/embeddings", summary="Embed texts with the backbone or any adapter", openapi_extra={"parameters": TERMS})
 async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
     """One vector per input; `base64` is little-endian float32."""
     app = services(request)

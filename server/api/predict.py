@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field, model_validator
 from starlette.responses import Response
 
+from server.api.documented import TERMS
 from server.api.hot import Hot
 from server.api.wire import count_rows, json_response, services, terms, timing_headers, while_connected
 from server.errors import ApiError, as_api_error, detail
@@ -97,7 +98,7 @@ def _check_rows(rows: int, limit: int) -> None:
         raise ApiError(422, "too_many_rows", f"The request has {rows} rows and the limit is {limit}: send fewer at a time.")
 
 
-@router.post("/v1/predict", summary="Predict with one model, many models, or mixed rows")
+@router.post("/v1/predict", summary="Predict with one model, many models, or mixed rows", openapi_extra={"parameters": TERMS})
 async def predict(request: Request, body: PredictRequest) -> Response:
     """Answers `{"results": [...], "timing": {...}}`, one result per row in order. The error of one row is in its result."""
     app = services(request)
