@@ -59,8 +59,8 @@ async def _read(receive: Receive) -> bytes:
 def parsed(data: bytes, content_type: str | None) -> Any:
     """The JSON value of a body; raises ApiError.
 
-    orjson reads what is plain; what it refuses (NaN, UTF-16, a lone surrogate) or would round is read, or refused, by the standard
-    library, so that both ways accept the same.
+    orjson reads what is plain; what it refuses (NaN, UTF-16) or would round is read, or refused, by the standard library, so that both
+    ways accept the same, but for half a surrogate pair, which no tokenizer takes.
     """
     if not data or not _is_json(content_type):
         raise no_object()
@@ -70,9 +70,13 @@ def parsed(data: bytes, content_type: str | None) -> Any:
     except orjson.JSONDecodeError:
         pass
     try:
-        return json.loads(data)
+        value = json.loads(data)
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
     except json.JSONDecodeError as error:
         raise not_json(error.msg) from error
+    except UnicodeEncodeError as error:
+        raise not_json("a text holds half of a surrogate pair") from error
     except Exception as error:
         raise unreadable() from error
 

@@ -129,14 +129,17 @@ class Body:
 
     async def receive(self) -> Message:
         """The next message; raises ApiError for a body that is too large or that stalls."""
+        if not self._due:
+            return await self._receive()
         try:
-            async with asyncio.timeout(self._pause if self._due else None):
+            async with asyncio.timeout(self._pause):
                 message = await self._receive()
         except TimeoutError:
             raise ApiError(408, "request_timeout", f"No byte of the body came for {self._pause:g} s: send it again.") from None
         if message["type"] == "http.request":
-            self._came += len(message.get("body", b""))
-            self.left = max(self.left - len(message.get("body", b"")), 0)
+            came = len(message.get("body", b""))
+            self._came += came
+            self.left = max(self.left - came, 0)
             if self._came > self.limit:
                 raise too_large(self.limit)
         if message["type"] == "http.disconnect" or not message.get("more_body"):

@@ -17,6 +17,7 @@ from server.router import ManifestNotRead
 from server.tasks.bounded import Body, FastList
 from server.tasks.decode import raw
 from server.tasks.inputs import Input, Inputs, is_batch, source, sources
+from server.tasks.parameters import DEFAULTS
 
 router = APIRouter(tags=["predict"])
 
@@ -28,7 +29,7 @@ class Row(Body):
 
     model: str = Field(description="name, name@version, name@alias, stack(a, b) or base")
     inputs: Input
-    parameters: Parameters = Field(default_factory=Parameters)
+    parameters: Parameters = Field(default_factory=lambda: DEFAULTS)
     output: AskedOutput = "decoded"
 
 
@@ -37,7 +38,7 @@ class PredictRequest(Body):
 
     model: str | FastList[str] | None = Field(default=None, description="one model, or a list for a fan-out")
     inputs: Inputs = None
-    parameters: Parameters = Field(default_factory=Parameters)
+    parameters: Parameters = Field(default_factory=lambda: DEFAULTS)
     output: AskedOutput = "decoded"
     requests: FastList[Row] | None = None
 
