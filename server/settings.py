@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8080, ge=0, le=65535, description="port to bind; 0 takes a free one")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:1")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="the backbone's numbers")
-    threads: int = Field(default=0, ge=0, description="CPU threads of one operation; 0 leaves torch's choice")
+    threads: int = Field(default=0, ge=0, description="CPU threads of one operation; 0: the cores that the process may use")
     max_batch_tokens: int = Field(default=4096, ge=1, description="tokens of one packed batch")
     max_queue_tokens: int = Field(default=262144, ge=1, description="tokens that may wait before requests get 429")
     max_input_tokens: int = Field(default=0, ge=0, description="tokens of one input; 0 is what the backbone allows")
