@@ -31,7 +31,6 @@ from adapter_store.manifest import Head
 from server.app import create_app
 from server.settings import Settings
 
-
 # What a request may ask for by a header: status, and what it says.
 ASKED = {"x-turret-timeout-ms": (504, "deadline_exceeded"), "x-turret-cold": (503, "model_cold")}
 
