@@ -1,20 +1,30 @@
 """`turret-server`: reads the settings, wires the app, serves it with uvicorn."""
 
+import errno
 import json
 import logging
+import os
 import socket
 import sys
+from importlib.metadata import PackageNotFoundError, version
 
 import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from adapter_store.errors import StoreError
+from server import threads
 from server.settings import Settings
+
+# Seconds after which a thread that computes lets another have the interpreter (docs/decisions/0016). Python's own is 0.005.
+SWITCH_INTERVAL = 0.0005
 
 
 def main() -> None:
     """Runs the server until it is told to stop; exit code 1 with one sentence where it cannot start, 2 for wrong flags."""
+    if "--version" in sys.argv[1:]:
+        print(f"turret-server {_version()}")
+        sys.exit(0)
     try:
         settings = CliApp.run(Settings)
     except ValidationError as error:
@@ -23,6 +33,8 @@ def main() -> None:
             print(f"turret-server: {flag}{fault['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         sys.exit(2)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    threads.settle(os.environ, settings.threads or threads.cores())  # before anything imports torch
     sys.exit(serve(settings))
 
 
@@ -50,8 +62,21 @@ def hint(url: str, names: list[str]) -> str:
     )
 
 
+def _version() -> str:
+    try:
+        return version("turret-server")
+    except PackageNotFoundError:  # run from a folder of sources
+        return "unknown"
+
+
 def serve(settings: Settings) -> int:
     """Serves until stopped; returns the exit code."""
+    if not _free(settings.host, settings.port):
+        print(
+            f"turret-server: port {settings.port} of {settings.host} is taken: stop what listens there, or choose another with --port.",
+            file=sys.stderr,
+        )
+        return 1
     # Imported here so that --help and wrong flags answer at once, without torch.
     from transformers.utils import logging as transformers_logging
 
@@ -78,6 +103,18 @@ def serve(settings: Settings) -> int:
     server = _Announcing(config)
     server.run()
     return 0 if server.started else 1
+
+
+def _free(host: str, port: int) -> bool:
+    """Whether nothing listens on a port, seen before the backbone is loaded. What else may be wrong with an address uvicorn says."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error.errno != errno.EADDRINUSE
+    return True
 
 
 if __name__ == "__main__":

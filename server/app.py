@@ -1,7 +1,6 @@
 """Wiring, in one place: `create_app(settings)` loads the backbone, opens the store and puts the parts together."""
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,27 +8,21 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.responses import Response
 
-from adapter_store.errors import Conflict, fault
 from adapter_store.importers.backbones import frozen_of
 from adapter_store.methods import Backbone
 from adapter_store.store import Store
 from server.access.control import Control
 from server.api import adapters, changes, huggingface, openai, operations, predict
-from server.api.access import Guard, state_of
+from server.api.access import Guard
 from server.api.documented import ANSWERING, CHANGING, READING, ErrorAnswer, HubErrorAnswer, documented
+from server.api.faults import KINDS, on_error
 from server.api.middleware import Around
-from server.api.wire import CLIENT_CLOSED_REQUEST, Disconnected, json_response
 from server.engine.backbone import load_backbone, load_tokenizer
 from server.engine.engine import Engine, set_threads
-from server.errors import TABLE, ApiError, as_api_error, envelope
 from server.following import Following
 from server.inference import Inference
 from server.loading import Loader
@@ -45,8 +38,6 @@ from server.tasks.encode import Encoder, ModelIds
 from server.tiers import Watch
 from server.trial import Staging, Trial
 
-log = logging.getLogger(__name__)
-
 # The conventions of the wire: their routes, which errors these may answer, and in which envelope.
 PARTS: tuple[tuple[Any, tuple[int, ...], type[BaseModel]], ...] = (
     (operations, READING, ErrorAnswer),
@@ -57,9 +48,12 @@ PARTS: tuple[tuple[Any, tuple[int, ...], type[BaseModel]], ...] = (
     (huggingface, ANSWERING, HubErrorAnswer),
 )
 
+# What is called without the framework around it.
+HOT = (predict.HOT, openai.HOT, huggingface.HOT)
 
-def create_app(settings: Settings) -> FastAPI:
-    """The ASGI app. Raises BackboneError, StoreError and BrokenFile where it could not serve."""
+
+def create_app(settings: Settings, hot: bool = True) -> FastAPI:
+    """The ASGI app; without `hot` every route goes through the framework. Raises BackboneError, StoreError, BrokenFile: it cannot serve."""
     access = Control.open(settings)
     set_threads(settings.threads)
     backbone = load_backbone(settings.backbone, settings.device, settings.dtype, settings.shown_backbone)
@@ -98,7 +92,7 @@ def create_app(settings: Settings) -> FastAPI:
         watch=Watch(metrics.on_load, metrics.on_evicted, metrics.on_waited),
     )
     metrics.program_bytes.set_function(lambda: engine.program_bytes)
-    inference = Inference(router, encoder, residency, scheduler, workers, loaders, settings.request_limits, access.quotas.charge_tokens)
+    inference = Inference(router, encoder, residency, scheduler, workers, loaders, settings.request_limits, access.quotas)
     publisher = Publisher(
         store,
         router,
@@ -160,10 +154,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = services
     for part, statuses, model in PARTS:
         app.include_router(part.router, responses=documented(statuses, model))
-    app.add_exception_handler(Exception, _on_error)
-    for kind in (ApiError, OSError, RequestValidationError, HTTPException, Disconnected, ClientDisconnect, *(kind for kind, _, _ in TABLE)):
-        app.add_exception_handler(kind, _on_error)
-    app.add_middleware(Around, settings=settings, metrics=metrics, guard=Guard(app.routes, access), audit=access.audit)
+    kinds: tuple[type[Exception], ...] = (Exception, *KINDS)
+    for kind in kinds:
+        app.add_exception_handler(kind, on_error)
+    guard = Guard(app.routes, access)
+    # Outside of the framework's own middleware, which does nothing for a hot route.
+    app.middleware_stack = Around(app.build_middleware_stack(), settings, metrics, guard, access.audit, HOT if hot else ())
     return app
 
 
@@ -176,48 +172,3 @@ def model_ids(config: Any, spec: Backbone) -> ModelIds:
         encoder_decoder=spec.decoder_layers > 0,
         hidden_size=spec.hidden_size,
     )
-
-
-async def _on_error(request: Request, error: Exception) -> Response:
-    """Any error in the envelope of the called convention."""
-    if isinstance(error, Disconnected | ClientDisconnect):
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    if isinstance(error, RequestValidationError):
-        shown = _validation_error(error)
-    elif isinstance(error.__cause__, ApiError):  # FastAPI wraps what reading the body raised
-        shown = error.__cause__
-    elif isinstance(error, HTTPException) and error.status_code == 400:  # what FastAPI makes of a body that nothing can read
-        shown = ApiError(400, "invalid_json", "The body cannot be read as JSON: it is nested too deeply or is not UTF-8.")
-    elif isinstance(error, HTTPException):
-        shown = ApiError(error.status_code, "not_found" if error.status_code == 404 else "http_error", _http_sentence(request, error))
-    else:
-        shown = as_api_error(error)
-    caller = state_of(request.scope).caller
-    if isinstance(error, Conflict) and caller is not None:
-        shown.message = error.hidden(caller.sees)
-    if shown.status == 500:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    elif shown.status == 507:
-        log.error("%s %s failed: a disk is full: %s", request.method, request.url.path, error)
-    headers = {} if shown.retry_after is None else {"retry-after": str(shown.retry_after)}
-    return json_response(envelope(request.url.path, shown), shown.status, headers)
-
-
-def _validation_error(error: RequestValidationError) -> ApiError:
-    """The first fault of a request body as one sentence."""
-    first: Any = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return ApiError(400, "invalid_json", f"The body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}.")
-    if first["loc"] == ("body",) and first["type"] in ("missing", "model_attributes_type"):
-        return ApiError(422, "invalid_request", "The body must be a JSON object, sent with 'content-type: application/json'.")
-    where = ".".join(str(part) for part in first["loc"][1:])
-    message = fault(first)
-    return ApiError(422, "invalid_request", f"{where}: {message}" if where else message, where or None)
-
-
-def _http_sentence(request: Request, error: HTTPException) -> str:
-    if error.status_code == 404:
-        return f"There is no {request.method} {request.url.path}: see /docs for the routes."
-    if error.status_code == 405:
-        return f"{request.url.path} does not answer {request.method}: see /docs for the routes."
-    return str(error.detail)

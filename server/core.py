@@ -1,7 +1,8 @@
 """The nouns that a request is made of on its way through the server. Plain values: no torch, no HTTP, no IO."""
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -46,11 +47,15 @@ LOCAL = Caller()
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """On what terms a request is served: for whom, what weighted aliases stick to (None: nothing), and what to do when cold."""
+    """On what terms a request is served: for whom, what weighted aliases stick to (None: nothing), what to do when cold, until when.
+
+    deadline: a time of `time.perf_counter()`.
+    """
 
     caller: Caller = LOCAL
     key: str | None = None
     cold: Cold = "wait"
+    deadline: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +153,7 @@ class Route:
     `model` is what the answer says it came from (`spam@4`); `digest` the package that was named (None for a composition or
     the bare backbone). `head_digest` is the package whose head reads it out. `fusion_members` names, for each fusion of the setup in
     the order in which they act, what it fuses. `reserved` are tokens of the backbone's limit that the setup itself takes.
+    `digests` are all packages that must be resident for this route.
     """
 
     model: str
@@ -157,12 +163,11 @@ class Route:
     head_digest: str | None = None
     fusion_members: tuple[tuple[str, ...], ...] = ()
     reserved: int = 0
+    digests: tuple[str, ...] = field(init=False, compare=False, repr=False)
 
-    @property
-    def digests(self) -> tuple[str, ...]:
-        """Every package that must be resident for this route."""
+    def __post_init__(self) -> None:
         heads = () if self.head_digest is None else (self.head_digest,)
-        return tuple(dict.fromkeys((*setup_digests(self.setup), *heads)))
+        object.__setattr__(self, "digests", tuple(dict.fromkeys((*setup_digests(self.setup), *heads))))
 
     @property
     def task(self) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 from adapter_store import errors as store
 from server.access.quotas import QuotaExceeded, TooBigForQuota
 from server.residency import Cold
-from server.scheduler import QueueFull, Stopped
+from server.scheduler import DeadlineExceeded, QueueFull, Stopped
 from server.tiers import LoadFailed, TooBig
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (TooBig, 422, "too_big_for_device"),
     (Cold, 503, "model_cold"),
     (QueueFull, 429, "queue_full"),
+    (DeadlineExceeded, 504, "deadline_exceeded"),
     (Stopped, 503, "shutting_down"),
 )
 

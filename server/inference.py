@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
@@ -9,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from server.core import Caller, Outputs, RequestLimits, Route, Sequence, Terms
+from server.access.quotas import Quotas
+from server.core import Outputs, RequestLimits, Route, Sequence, Terms
 from server.errors import ApiError, as_api_error
 from server.residency import Cold, Residency
 from server.router import ManifestNotRead, Router
-from server.scheduler import Reservation, Scheduler
+from server.scheduler import DeadlineExceeded, Reservation, Scheduler
 from server.tasks.answers import Reading, answer_of, attention
-from server.tasks.encode import Encoded, Encoder, Text
+from server.tasks.encode import INLINE, Encoded, Encoder, Text
 from server.tasks.parameters import Parameters
 from server.tasks.rows import AskedOutput, Prepared, Source, prepare, raised
 from server.tiers import LoadFailed, TooBig
@@ -30,6 +32,9 @@ DEFAULT_TERMS = Terms()
 
 # Numbers that are read from the rows of one request: [tokens, vocabulary] is large, and [words, words, labels].
 MAX_VALUES = 1 << 25
+
+# Asks that are prepared on the event loop where their texts are short (`encode.INLINE`).
+FEW = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +77,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """What answers: the parts of the line, wired by `app.create_app`. `charge` takes a request's tokens from its caller's quota.
+    """What answers: the parts of the line, wired by `app.create_app`.
 
-    `readers` read manifests: other threads than the `workers`, which tokenize, as a store may hang.
+    `quotas` are charged for a request's tokens. `readers` read manifests: other threads than the `workers`, which tokenize, as a store
+    may hang.
     """
 
     router: Router
@@ -84,17 +90,29 @@ class Inference:
     workers: ThreadPoolExecutor
     readers: ThreadPoolExecutor
     limits: RequestLimits
-    charge: Callable[[Caller, int], None] = lambda caller, tokens: None
+    quotas: Quotas
 
     async def answer(self, asks: Rows[Ask], terms: Terms = DEFAULT_TERMS) -> tuple[list[Answer], Timing]:
-        """One answer per ask, in order; the error of an ask is in its answer. Raises QueueFull and Stopped for all of them."""
+        """One answer per ask, in order; the error of an ask is in its answer. Raises QueueFull, DeadlineExceeded, Stopped for all."""
+        if terms.deadline == math.inf:
+            return await self._answer(asks, terms)
+        try:
+            async with asyncio.timeout(terms.deadline - time.perf_counter()):
+                return await self._answer(asks, terms)
+        except TimeoutError:
+            raise DeadlineExceeded from None
+
+    async def _answer(self, asks: Rows[Ask], terms: Terms) -> tuple[list[Answer], Timing]:
         began = time.perf_counter()
         self._check_characters(asks)
         answers = await self.reading(lambda: [self._routed(ask, terms) for ask in asks])
         digests = list(dict.fromkeys(digest for one in answers if one.route is not None for digest in one.route.digests))
         with self.residency.hold(digests):  # in the step that resolved them: what is deleted from now on stays until this ends
             self.residency.prefetch(digests)
-            await asyncio.get_running_loop().run_in_executor(self.workers, self._prepare, asks, answers)
+            if _light(asks):
+                self._prepare(asks, answers)
+            else:
+                await asyncio.get_running_loop().run_in_executor(self.workers, self._prepare, asks, answers)
             timing = Timing(tokenization=time.perf_counter() - began)
             rows = {i: _sequences(one) for i, one in enumerate(answers) if one.error is None}
             self._check_size(rows, answers)
@@ -113,6 +131,10 @@ class Inference:
         A manifest that cannot be read fails what needs it, not the others.
         """
         faults: dict[str, Exception] = {}
+        try:
+            return resolve()
+        except ManifestNotRead:
+            pass
         while True:
             try:
                 with self.router.lacking(faults):
@@ -129,8 +151,9 @@ class Inference:
 
     def _check_characters(self, asks: Rows[Ask]) -> None:
         """Raises ApiError for texts that would take long to tokenize. A text is tokenized once, a question for each of its models."""
-        sources = [*{ask.source for ask in asks if ask.source.question is None}, *(a.source for a in asks if a.source.question is not None)]
-        sizes = [source.characters for source in sources]
+        texts = {ask.source for ask in asks if ask.source.question is None} if len(asks) > 1 else [ask.source for ask in asks]
+        questions = (ask.source for ask in asks if ask.source.question is not None) if len(asks) > 1 else ()
+        sizes = [source.characters for source in (*texts, *questions)]
         longest, total = max(sizes, default=0), sum(sizes)
         limit, of_all = self.limits.max_input_chars, self.limits.max_request_chars
         if longest > limit:
@@ -197,14 +220,19 @@ class Inference:
             by_route.setdefault(sequences[0].route, {})[i] = sequences
         outputs: dict[int, list[Outputs]] = {}
         tokens = sum(one.tokens for sequences in rows.values() for one in sequences)
-        with self.scheduler.reserve(tokens, terms.caller) as reservation:
-            self.charge(terms.caller, tokens)  # after: what the queue has no room for costs nothing
+        with self.scheduler.reserve(tokens, terms.caller, sum(map(len, rows.values())), terms.deadline) as reservation:
+            self.quotas.charge_tokens(terms.caller, tokens)  # after: what the queue has no room for costs nothing
             routes = list(by_route)
-            groups, faults = await self.residency.groups([route.digests for route in routes])
-            for number, error in faults.items():
-                _fail(answers, by_route[routes[number]], error)
-            for group in groups:
-                outputs |= await self._run_group([by_route[routes[number]] for number in group], answers, terms, reservation, timing)
+            try:
+                groups, faults = await self.residency.groups([route.digests for route in routes])
+                for number, error in faults.items():
+                    _fail(answers, by_route[routes[number]], error)
+                for group in groups:
+                    outputs |= await self._run_group([by_route[routes[number]] for number in group], answers, terms, reservation, timing)
+            except (DeadlineExceeded, asyncio.CancelledError) as error:
+                if isinstance(error, DeadlineExceeded) or time.perf_counter() >= terms.deadline:
+                    self.quotas.refund_tokens(terms.caller, reservation.unrun)
+                raise
         return outputs
 
     async def _run_group(
@@ -236,6 +264,11 @@ class Inference:
         assert answer.route is not None
         assert answer.prepared is not None
         return Reading(self.encoder, answer.route, ask.source, ask.output, ask.parameters, answer.prepared, outputs)
+
+
+def _light(asks: Rows[Ask]) -> bool:
+    """Whether asks are so few and short that they are prepared sooner than another thread would begin."""
+    return len(asks) <= FEW and sum(INLINE + 1 if ask.source.kind != "text" else ask.source.characters for ask in asks) <= INLINE
 
 
 def _finish(readings: dict[int, Reading], answers: list[Answer]) -> None:

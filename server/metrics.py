@@ -17,6 +17,8 @@ class Metrics:
         self.request_seconds = Histogram("turret_request_seconds", "Time of a request", ["path"], registry=self.registry)
         self.rows = Counter("turret_rows", "Rows answered, by model and outcome", ["model", "outcome"], registry=self.registry)
         self._counted: dict[str, set[str]] = {}
+        self._requests: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._rows: dict[tuple[str, str], Counter] = {}
         self.batch_tokens = Histogram(
             "turret_batch_tokens", "Tokens of a batch", registry=self.registry, buckets=[2**k for k in range(3, 15)]
         )
@@ -46,8 +48,20 @@ class Metrics:
 
     def count_row(self, model: str, outcome: str) -> None:
         """Counts a row that was answered. `model` is a version, or a word for what is none."""
-        self._counted.setdefault(model.partition("@")[0], set()).add(model)
-        self.rows.labels(model, outcome).inc()
+        counter = self._rows.get((model, outcome))
+        if counter is None:
+            self._counted.setdefault(model.partition("@")[0], set()).add(model)
+            counter = self._rows[model, outcome] = self.rows.labels(model, outcome)
+        counter.inc()
+
+    def on_request(self, method: str, path: str, status: int, seconds: float) -> None:
+        """Records a request that was answered; `path` is a route's template."""
+        found = self._requests.get((method, path, status))
+        if found is None:  # finding a child by its labels takes longer than counting
+            found = self.requests.labels(method, path, str(status)), self.request_seconds.labels(path)
+            self._requests[method, path, status] = found
+        found[0].inc()
+        found[1].observe(seconds)
 
     def keep(self, name: str, versions: Set[str]) -> None:
         """Drops the rows of a name's versions that are gone, so that versions which come and go do not add up."""
@@ -55,6 +69,7 @@ class Metrics:
         for model in [model for model in counted if "@" in model and model not in versions]:
             counted.discard(model)
             for outcome in ("ok", "error"):
+                self._rows.pop((model, outcome), None)
                 with suppress(KeyError):
                     self.rows.remove(model, outcome)
         if not counted:

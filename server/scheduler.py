@@ -1,35 +1,30 @@
-"""Batches by token budget, on the engine's own thread, fair between callers, in order of arrival for each of them.
-
-The event loop submits a request's rows as one `Ticket` and awaits it; the engine thread takes rows from the queue until the token
-budget is reached, runs them as one packed batch, and hands the answers back. While a batch runs, the next one gathers. Rows of a
-ticket whose client is gone are skipped. Callers share the engine by weight (start-time fair queuing, Goyal et al. 1996): each row
-starts in virtual time where its caller's last one ended, its tokens over its caller's weight take that time, and the row that starts
-first is next; a caller that comes back starts at the present. Knows no torch and no HTTP.
+"""Batches by token budget, on the engine's own thread. The event loop submits a request's rows as one `Ticket` and awaits it; the engine
+thread takes rows from the queue (`waiting.py` says which are next), runs them as one packed batch, and hands the answers back, all of
+a batch in one step of the loop. While a batch runs, the next one gathers; an idle engine takes at once what comes. Rows whose client is
+gone are skipped, rows that would miss their deadline are not run. Knows no torch and no HTTP.
 """
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass, field
-from heapq import heappop, heappush
-from itertools import count
+from dataclasses import dataclass
 from typing import Any
 
-from server.core import LOCAL, Batch, Caller, Outputs, Sequence, pack
+from server.core import LOCAL, Batch, Caller, Outputs, pack
+from server.core import Sequence as Row
+from server.waiting import DeadlineExceeded, Entry, QueueFull, Share, Ticket, Waiting
+
+__all__ = ["DeadlineExceeded", "QueueFull", "Reservation", "Scheduler", "Stopped", "Ticket"]
 
 log = logging.getLogger(__name__)
 
-
-class QueueFull(Exception):
-    """The queue's token budget, or the caller's part of it, is spent; `retry_after` is when it should have drained, in seconds."""
-
-    def __init__(self, retry_after: int, what: str = "its queue") -> None:
-        super().__init__(f"The server is busy: {what} is full. Try again in {retry_after} s.")
-        self.retry_after = retry_after
+# What an engine makes of a batch: the outputs of its rows or, where a device runs by itself, what waits for them.
+Launched = list[Outputs] | Callable[[], list[Outputs]]
 
 
 class Stopped(Exception):
@@ -37,46 +32,23 @@ class Stopped(Exception):
 
 
 @dataclass(slots=True, eq=False)
-class Ticket:
-    """One request's rows in the queue, and their answers. Times are `time.perf_counter()` seconds; `queued` are tokens that wait."""
+class _Running:
+    """A batch that was handed to the engine: `places` are its rows' places in it."""
 
-    rows: tuple[Sequence, ...]
-    future: asyncio.Future[list[Outputs]]
-    submitted: float
-    queued: int = 0
-    outputs: list[Any] = field(default_factory=list)
-    pending: int = 0
-    started: float = 0.0
-    finished: float = 0.0
-    error: BaseException | None = None
-
-    @property
-    def queue_seconds(self) -> float:
-        return max(0.0, self.started - self.submitted)
-
-    @property
-    def run_seconds(self) -> float:
-        return max(0.0, self.finished - self.started)
-
-
-_Entry = tuple[Ticket, int]
-
-
-@dataclass(slots=True, eq=False)
-class _Share:
-    """What one caller has in the queue. `tokens` are reserved or waiting; `end` is where its last row ended in virtual time."""
-
-    weight: float
-    rows: deque[_Entry] = field(default_factory=deque)
-    tokens: int = 0
-    end: float = 0.0
+    entries: list[Entry]
+    batch: Batch
+    places: list[int]
+    began: float
+    launched: Launched | None
+    error: BaseException | None
 
 
 class Reservation:
     """Tokens of the queue that a request may submit; what it did not is given back when the context is left."""
 
-    def __init__(self, scheduler: "Scheduler", share: _Share, tokens: int) -> None:
-        self._scheduler, self._share, self.left = scheduler, share, tokens
+    def __init__(self, scheduler: "Scheduler", share: Share, tokens: int, deadline: float) -> None:
+        self._scheduler, self.share, self.left, self.deadline = scheduler, share, tokens, deadline
+        self._tickets: list[Ticket] = []
 
     def __enter__(self) -> "Reservation":
         return self
@@ -84,35 +56,41 @@ class Reservation:
     def __exit__(self, *error: object) -> None:
         self._scheduler.give_back(self)
 
+    def submitted(self, ticket: Ticket) -> None:
+        """Takes the tokens of a ticket."""
+        self.left -= ticket.queued
+        self._tickets.append(ticket)
+
+    @property
+    def unrun(self) -> int:
+        """Tokens that did not run: those that were not submitted, and those that still wait or were dropped."""
+        return self.left + sum(ticket.unrun for ticket in self._tickets)
+
 
 class Scheduler:
-    """Owns the engine thread. `run` executes a batch and returns one answer per row, in the batch's order.
+    """Owns the engine thread. `run` executes a batch and returns one answer per row, in the batch's order, or what waits for them.
 
-    max_queue_tokens: tokens that may be reserved or waiting, of all callers; max_caller_tokens: of one. Who has none may have any number.
+    Where it returns what waits, the next batch is packed, planned and handed over before it is called: a device that runs by itself
+    has its next work while the answers are fetched. max_queue_tokens: tokens that may be reserved or waiting, of all callers;
+    max_caller_tokens: of one. Who has none may have any number.
     """
 
     def __init__(
         self,
-        run: Callable[[Batch], list[Outputs]],
+        run: Callable[[Batch], Launched],
         max_batch_tokens: int,
         max_queue_tokens: int,
         on_batch: Callable[[Batch, float], None] = lambda batch, seconds: None,
         max_caller_tokens: int | None = None,
     ) -> None:
         self._run = run
-        self._max_batch_tokens = max_batch_tokens
-        self._max_queue_tokens = max_queue_tokens
         self._on_batch = on_batch
-        self._max_caller_tokens = max_queue_tokens if max_caller_tokens is None else max_caller_tokens
-        self._shares: dict[str, _Share] = {}
-        self._next: list[tuple[float, int, _Share]] = []  # a heap of those with rows, by where their first row starts
-        self._numbers = count()
-        self._now = 0.0  # virtual time
+        caller_tokens = max_queue_tokens if max_caller_tokens is None else max_caller_tokens
+        self._waiting = Waiting(max_batch_tokens, max_queue_tokens, caller_tokens)
         self._calls: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self._tokens_per_second = 10_000.0
-        self.queued_tokens = 0
+        self._idle_since = 0.0
         self._thread = threading.Thread(target=self._loop, name="turret-engine", daemon=True)
 
     def start(self) -> None:
@@ -131,27 +109,25 @@ class Scheduler:
         """Whether the engine thread runs."""
         return self._thread.is_alive()
 
-    def reserve(self, tokens: int, caller: Caller = LOCAL) -> Reservation:
-        """Takes a request's tokens of the queue, before its rows can be submitted. Raises QueueFull, Stopped, taking none."""
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that are reserved or wait."""
+        return self._waiting.tokens
+
+    def reserve(self, tokens: int, caller: Caller = LOCAL, rows: int = 1, deadline: float = math.inf) -> Reservation:
+        """Takes a request's tokens of the queue, before its rows can be submitted. `deadline` is a time of `time.perf_counter()`.
+
+        Raises QueueFull, Stopped and, for what cannot be in time, DeadlineExceeded, taking none.
+        """
         with self._changed:
             if self._stopping:
                 raise Stopped("The server is shutting down.")
-            share = self._shares.get(caller.name)
-            if self.queued_tokens and self.queued_tokens + tokens > self._max_queue_tokens:
-                raise QueueFull(self._retry_after(self.queued_tokens))
-            if share is not None and share.tokens and share.tokens + tokens > self._max_caller_tokens:
-                raise QueueFull(self._retry_after(self.queued_tokens), "this caller's part of its queue")
-            if share is None:
-                share = self._shares[caller.name] = _Share(caller.weight)
-            share.weight = caller.weight
-            share.tokens += tokens
-            self.queued_tokens += tokens
-            return Reservation(self, share, tokens)
+            return Reservation(self, self._waiting.reserve(caller, tokens, rows, deadline, time.perf_counter()), tokens, deadline)
 
-    def submit(self, rows: Rows[Sequence], caller: Caller = LOCAL, reservation: Reservation | None = None) -> Ticket:
+    def submit(self, rows: Rows[Row], caller: Caller = LOCAL, reservation: Reservation | None = None) -> Ticket:
         """Queues a request's rows, as part of what was reserved or by themselves; await `ticket.future` for one answer per row.
 
-        Raises Stopped and, without a reservation, QueueFull.
+        The future raises DeadlineExceeded where they were not run in time. Raises Stopped and, without a reservation, QueueFull.
         """
         tokens = sum(row.tokens for row in rows)
         if reservation is None:
@@ -159,26 +135,26 @@ class Scheduler:
                 return self.submit(rows, caller, reservation)
         if tokens > reservation.left:
             raise ValueError(f"{tokens} tokens are submitted and {reservation.left} are left of those reserved")
-        ticket = Ticket(tuple(rows), asyncio.get_running_loop().create_future(), time.perf_counter(), tokens)
+        future = asyncio.get_running_loop().create_future()
+        ticket = Ticket(tuple(rows), future, time.perf_counter(), tokens, reservation.deadline)
         ticket.outputs = [None] * len(ticket.rows)
         ticket.pending = len(ticket.rows)
-        share = reservation._share
+        share = reservation.share
         with self._changed:
             if self._stopping:
                 raise Stopped("The server is shutting down.")
-            reservation.left -= tokens
-            if not share.rows:
-                heappush(self._next, (max(self._now, share.end), next(self._numbers), share))
-            share.rows.extend((ticket, index) for index in range(len(ticket.rows)))
+            reservation.submitted(ticket)
+            self._waiting.add(share, ticket)
             self._changed.notify()
-        ticket.future.add_done_callback(lambda future: self._abandon(ticket, share) if future.cancelled() else None)
+        future.add_done_callback(lambda future: self._abandon(ticket, share) if future.cancelled() else None)
         return ticket
 
     def give_back(self, reservation: Reservation) -> None:
         """Ends a reservation."""
-        with self._changed:
-            self._free(reservation._share, reservation.left)
-            reservation.left = 0
+        if reservation.left:
+            with self._changed:
+                self._waiting.free(reservation.share, reservation.left)
+                reservation.left = 0
 
     async def call(self, function: Callable[[], Any]) -> Any:
         """Runs `function` on the engine thread between two batches, before what waits, and returns its result."""
@@ -190,100 +166,83 @@ class Scheduler:
             self._changed.notify()
         return await future
 
+    def _abandon(self, ticket: Ticket, share: Share) -> None:
+        """Gives back what a client that is gone has in the queue."""
+        with self._changed:
+            self._waiting.drop(share, ticket)
+
     def _loop(self) -> None:
+        running: _Running | None = None
         while True:
             with self._changed:
-                while not (self._next or self._calls or self._stopping):
+                while not (running or self._waiting or self._calls or self._stopping):
                     self._changed.wait()
-                if self._stopping:
-                    self._fail_all()
-                    return
-                calls = list(self._calls)
-                self._calls.clear()
-                entries = [] if calls else self._take()
+                stopping, calls, entries, late = self._stopping, list(self._calls), list[Entry](), list[Ticket]()
+                if calls and not stopping:
+                    self._calls.clear()
+                elif not stopping:
+                    entries, late = self._waiting.take(time.perf_counter())
+            if late:
+                _settle([(ticket.future, None, DeadlineExceeded()) for ticket in late])
+            following = self._begin(entries) if entries else None
+            if running is not None:
+                self._finish(running)
+            if stopping:
+                self._fail_all()
+                return
             for function, future in calls:
-                _settle(future, *_attempt(function))
-            if entries:
-                self._execute(entries)
+                _settle([(future, *_attempt(function))])
+            running = following
+            if running is not None and not callable(running.launched):
+                self._finish(running)
+                running = None
 
-    def _take(self) -> list[_Entry]:
-        """Rows in fair order up to the token budget, at least one; skips tickets nobody waits for."""
-        entries: list[_Entry] = []
-        budget = self._max_batch_tokens
-        while self._next:
-            start, _, share = self._next[0]
-            ticket, index = share.rows[0]
-            tokens = ticket.rows[index].tokens
-            gone = ticket.future.cancelled()
-            if entries and tokens > budget and not gone:
-                break
-            heappop(self._next)
-            share.rows.popleft()
-            if gone:
-                self._free(share, ticket.queued)
-                ticket.queued = 0
-            else:
-                self._free(share, tokens)
-                ticket.queued -= tokens
-                self._now, start = start, start + tokens / share.weight
-                share.end = start
-                budget -= tokens
-                entries.append((ticket, index))
-            if share.rows:
-                heappush(self._next, (start, next(self._numbers), share))
-        return entries
-
-    def _abandon(self, ticket: Ticket, share: _Share) -> None:
-        """Gives back what a client that is gone has in the queue; its rows are skipped when their turn comes."""
-        with self._changed:
-            self._free(share, ticket.queued)
-            ticket.queued = 0
-
-    def _free(self, share: _Share, tokens: int) -> None:
-        """Gives tokens of the queue back. Once it is empty, nobody owes anything for what was served."""
-        share.tokens -= tokens
-        self.queued_tokens -= tokens
-        if not self.queued_tokens and not self._next:
-            self._shares.clear()
-            self._now = 0.0
-
-    def _retry_after(self, tokens: int) -> int:
-        return max(1, round(tokens / self._tokens_per_second))
-
-    def _execute(self, entries: list[_Entry]) -> None:
+    def _begin(self, entries: list[Entry]) -> _Running:
+        """Packs rows and hands them to the engine."""
         began = time.perf_counter()
         for ticket, _ in entries:
             ticket.started = ticket.started or began
         batch, places = pack([ticket.rows[index] for ticket, index in entries])
-        outputs, error = _attempt(lambda: self._run(batch))
+        with self._changed:
+            self._waiting.begin(batch.tokens, len(batch.rows), began)
+        return _Running(entries, batch, places, began, *_attempt(lambda: self._run(batch)))
+
+    def _finish(self, running: _Running) -> None:
+        """Waits for a batch and hands its answers back. One that failed is run again row by row, so that a faulty row fails alone."""
+        outputs, error = running.launched, running.error
+        if error is None and callable(outputs):
+            outputs, error = _attempt(outputs)
+        entries, batch = running.entries, running.batch
         if error is not None and len(entries) > 1:
             log.warning("a batch of %d rows failed (%s); running its rows alone", len(entries), error)
             for entry in entries:
-                self._execute([entry])
+                self._finish(self._begin([entry]))
             return
-        seconds = time.perf_counter() - began
+        now = time.perf_counter()
         if error is None:
-            self._tokens_per_second += 0.2 * (batch.tokens / seconds - self._tokens_per_second)
+            seconds = now - max(running.began, self._idle_since)
+            with self._changed:
+                self._waiting.observe(batch.tokens, len(batch.rows), seconds, now)
             self._on_batch(batch, seconds)
+        self._idle_since = now
         done: list[Ticket] = []
-        for (ticket, index), place in zip(entries, places, strict=True):
+        for (ticket, index), place in zip(entries, running.places, strict=True):
             if error is None:
+                assert isinstance(outputs, list)
                 ticket.outputs[index] = outputs[place]
             else:
                 ticket.error = error
             ticket.pending -= 1
             if ticket.pending == 0:
-                ticket.finished = time.perf_counter()
+                ticket.finished = now
                 done.append(ticket)
-        for ticket in done:
-            _settle(ticket.future, ticket.outputs, ticket.error)
+        _settle([(ticket.future, ticket.outputs, ticket.error) for ticket in done])
 
     def _fail_all(self) -> None:
         stopped = Stopped("The server is shutting down.")
-        for _, future in self._calls:
-            _settle(future, None, stopped)
-        for ticket in {id(ticket): ticket for _, _, share in self._next for ticket, _ in share.rows}.values():
-            _settle(ticket.future, None, stopped)
+        with self._changed:
+            futures = [*(future for _, future in self._calls), *(ticket.future for ticket in self._waiting.tickets())]
+        _settle([(future, None, stopped) for future in futures])
 
 
 def _attempt(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
@@ -293,18 +252,24 @@ def _attempt(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
         return None, error
 
 
-def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    """Resolves a future of the event loop from the engine thread."""
+Settled = tuple[asyncio.Future[Any], Any, BaseException | None]
+
+
+def _settle(settled: list[Settled]) -> None:
+    """Resolves futures of the event loop from the engine thread, all in one step of the loop."""
+    if not settled:
+        return
 
     def resolve() -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
+        for future, result, error in settled:
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
 
     try:
-        future.get_loop().call_soon_threadsafe(resolve)
+        settled[0][0].get_loop().call_soon_threadsafe(resolve)
     except RuntimeError:  # the loop is closed: nobody waits any more
         log.debug("an answer came after the event loop had closed")

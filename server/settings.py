@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8080, ge=0, le=65535, description="port to bind; 0 takes a free one")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:1")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="the backbone's numbers")
-    threads: int = Field(default=0, ge=0, description="CPU threads of one operation; 0 leaves torch's choice")
+    threads: int = Field(default=0, ge=0, description="CPU threads of one operation; 0: the cores that the process may use")
     max_batch_tokens: int = Field(default=4096, ge=1, description="tokens of one packed batch")
     max_queue_tokens: int = Field(default=262144, ge=1, description="tokens that may wait before requests get 429")
     max_input_tokens: int = Field(default=0, ge=0, description="tokens of one input; 0 is what the backbone allows")
@@ -70,6 +70,11 @@ class Settings(BaseSettings):
     max_members: int = Field(default=64, ge=1, description="packages that a package may be composed of")
     age_cap: float = Field(default=0.25, ge=0, description="seconds of waiting after which a cold request goes before resident ones")
     load_timeout: float = Field(default=30.0, gt=0, description="seconds that a request waits for its packages")
+    request_timeout: float = Field(
+        default=0,
+        ge=0,
+        description="seconds that a request may take, else 504; 0: any. x-turret-timeout-ms may say less",
+    )
     max_key_queue_tokens: int = Field(
         default=0, ge=0, description="tokens of one API key that may wait; 0: half of all, or all without keys"
     )

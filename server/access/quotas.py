@@ -61,6 +61,10 @@ class Bucket:
         self.parts -= units * MINUTE
         return 0
 
+    def give(self, units: int) -> None:
+        """Gives units back, as far as there is room."""
+        self.parts = min(self.parts + units * MINUTE, self.limit * MINUTE)
+
     @property
     def left(self) -> int:
         """Whole units that can be taken now."""
@@ -99,6 +103,13 @@ class Quotas:
     def charge_tokens(self, caller: Caller, tokens: int) -> None:
         """Takes the tokens of a request; raises QuotaExceeded, or TooBigForQuota for more than a minute's."""
         self._charge(caller, "tokens", tokens)
+
+    def refund_tokens(self, caller: Caller, tokens: int) -> None:
+        """Gives back tokens that were charged and did not run."""
+        buckets = self._keys.get(caller.name)
+        if buckets is not None and buckets.tokens is not None:
+            buckets.tokens.fill(self._clock())
+            buckets.tokens.give(tokens)
 
     def headers(self, caller: Caller) -> list[tuple[bytes, bytes]]:
         """What is left to a key, in the headers of OpenAI's API; none for a key without quotas."""

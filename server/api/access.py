@@ -3,7 +3,8 @@
 The guard runs before any byte of a body is read. It knows routes, callers and the names in paths; names in bodies are the router's.
 """
 
-import secrets
+import random
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,17 +79,22 @@ RULES = (
 class State:
     """What the guard leaves in a request's scope: who calls (None: not known, or on a public route) and notes for the audit log.
 
-    `lot` is what a request without a key of its own draws the versions of weighted aliases by: all of its rows alike.
+    `lot` is what a request without a key of its own draws the versions of weighted aliases by: all of its rows alike. `began` is when
+    its head had come, as `time.perf_counter()` tells.
     """
 
     caller: Caller | None = None
     notes: dict[str, Any] = field(default_factory=dict)
-    lot: str = field(default_factory=lambda: secrets.token_hex(8), compare=False)
+    lot: str = field(default_factory=lambda: f"{random.getrandbits(64):016x}", compare=False)
+    began: float = field(default_factory=time.perf_counter, compare=False)
 
 
 def state_of(scope: Any) -> State:
     """The guard's part of a request's state."""
-    state: State = scope.setdefault("state", {}).setdefault("turret", State())
+    states: dict[str, Any] = scope.setdefault("state", {})
+    state: State | None = states.get("turret")
+    if state is None:
+        state = states["turret"] = State()
     return state
 
 
@@ -107,15 +113,29 @@ class Guard:
     def __init__(self, routes: Sequence[Any], control: Control, rules: Iterable[Rule] = RULES) -> None:
         self._control = control
         self._places = list(_places(routes, list(rules)))
+        self._literal = {
+            (method, place.rule.path): place
+            for place in reversed(self._places)
+            for method in place.methods
+            if "{" not in place.rule.path and self._first(method, place.rule.path) is place
+        }
 
     def match(self, scope: Called) -> tuple[Rule, dict[str, str]] | None:
         """The rule of the route that will answer, and the path's parameters; None where no route will. First come, as the router does."""
+        place = None if scope.get("root_path") else self._literal.get((scope["method"], scope["path"]))
+        if place is not None:
+            return place.rule, {}
         for place in self._places:
             if scope["method"] in place.methods:
                 match, found = place.route.matches(scope)
                 if match is Match.FULL:
                     return place.rule, found["path_params"]
         return None
+
+    def _first(self, method: str, path: str) -> Place | None:
+        """The first place that answers a path without parameters."""
+        scope = {"type": "http", "method": method, "path": path}
+        return next((place for place in self._places if method in place.methods and place.route.matches(scope)[0] is Match.FULL), None)
 
     def admit(self, scope: Called, rule: Rule, parameters: dict[str, str]) -> None:
         """Leaves the caller in the scope; raises ApiError, NotFound or QuotaExceeded where it may not call this."""

@@ -43,12 +43,31 @@ MEANINGS: dict[int, str] = {
     431: "The headers are larger than the limit",
     500: "A fault of the server; it is in its log",
     503: "Not ready for this now: try again after Retry-After seconds",
+    504: "The request's deadline passed before it could be answered, or would pass: nothing of it runs any more",
     507: "A disk of the server or of its store is full",
 }
 
 READING = (400, 401, 403, 404, 405, 414, 422, 431, 500, 503, 507)
 CHANGING = (*READING, 408, 409, 412, 413, 429)
-ANSWERING = (*READING, 408, 413, 429)
+ANSWERING = (*READING, 408, 413, 429, 504)
+
+# Headers that every route of predictions reads.
+TERMS: list[dict[str, Any]] = [
+    {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
+    for name, description, schema in (
+        (
+            "x-turret-timeout-ms",
+            "Milliseconds from the request's arrival in which it must be answered; else 504. At most --request-timeout",
+            {"type": "integer", "minimum": 1, "maximum": 999999999},
+        ),
+        (
+            "x-turret-key",
+            "What weighted aliases are drawn by: the same key stays with the same version",
+            {"type": "string", "minLength": 1, "maxLength": 256, "pattern": "^[ -~]+$"},
+        ),
+        ("x-turret-cold", "What to do where packages are not on the device: wait, or 503", {"type": "string", "enum": ["wait", "refuse"]}),
+    )
+]
 
 
 def documented(statuses: tuple[int, ...], model: type[BaseModel] = ErrorAnswer) -> dict[int | str, dict[str, Any]]:

@@ -5,6 +5,8 @@ from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
+from server.api.documented import TERMS
+from server.api.hot import Hot
 from server.api.wire import count_rows, json_response, raise_first_error, services, terms, timing_headers, while_connected
 from server.core import Route
 from server.errors import ApiError
@@ -35,7 +37,7 @@ class HubRequest(Body):
     truncate: bool | None = None
 
 
-@router.post("/models/{model:path}", summary="Run a model, answering in the shape of its task")
+@router.post("/models/{model:path}", summary="Run a model, answering in the shape of its task", openapi_extra={"parameters": TERMS})
 async def run_model(request: Request, model: str, body: HubRequest) -> Response:
     """text-classification `[[{label, score}]]`, token-classification `[{entity_group, ...}]`, feature-extraction `[[float]]`,
     question-answering `{score, start, end, answer}`, fill-mask `[{score, token, token_str, sequence}]`, similarity `[float]`."""
@@ -57,6 +59,9 @@ async def run_model(request: Request, model: str, body: HubRequest) -> Response:
     values = [answer.value for answer in answers]
     nested = batch or task_of(route) not in ALONE
     return json_response(values if nested else values[0], headers=timing_headers(answers, timing))
+
+
+HOT = Hot("/models/{model:path}", HubRequest, run_model)
 
 
 async def _similar(request: Request, model: str, route: Route, inputs: SimilarityInput, parameters: Parameters) -> Response:

@@ -6,9 +6,10 @@ disconnects.)
 
 import asyncio
 import logging
+import random
 import re
 import time
-import uuid
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.access.audit import Audit
 from server.api.access import Guard, Rule, state_of
+from server.api.hot import Hot
 from server.errors import ApiError, as_api_error, envelope
 from server.metrics import Metrics
 from server.settings import Settings
@@ -32,8 +34,9 @@ UPLOAD_WAIT = 5
 class Around:
     """Wraps the app."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, guard: Guard, audit: Audit) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, guard: Guard, audit: Audit, hot: Iterable[Hot] = ()) -> None:
         self._app, self._settings, self._metrics, self._guard, self._audit = app, settings, metrics, guard, audit
+        self._hot = {("POST", one.path): one for one in hot}
         self._uploads = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,7 +46,7 @@ class Around:
         began, status = time.perf_counter(), 0
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+        request_id = given if given and REQUEST_ID.fullmatch(given) else b"%032x" % random.getrandbits(128)
         rule, parameters = self._guard.match(scope) or (None, {})
         upload = rule is not None and rule.upload
         limit = self._settings.max_upload_bytes if upload else self._settings.max_body_bytes
@@ -62,8 +65,7 @@ class Around:
             await self._answer(scope, rule, parameters, body, sending)
         finally:
             path = _template(scope) if rule is None else rule.path
-            self._metrics.requests.labels(scope["method"], path, str(status)).inc()
-            self._metrics.request_seconds.labels(path).observe(time.perf_counter() - began)
+            self._metrics.on_request(scope["method"], path, status, time.perf_counter() - began)
             if rule is not None and rule.changes:
                 self._audit.write("request", _line(scope, request_id, status))
 
@@ -83,7 +85,11 @@ class Around:
             return
         self._uploads += upload
         try:
-            await self._app(scope, body.receive, send)
+            hot = None if rule is None else self._hot.get((rule.method, rule.path))
+            if hot is not None:
+                await hot(scope, body.receive, send, parameters)
+            else:
+                await self._app(scope, body.receive, send)
         finally:
             self._uploads -= upload
 
@@ -123,14 +129,17 @@ class Body:
 
     async def receive(self) -> Message:
         """The next message; raises ApiError for a body that is too large or that stalls."""
+        if not self._due:
+            return await self._receive()
         try:
-            async with asyncio.timeout(self._pause if self._due else None):
+            async with asyncio.timeout(self._pause):
                 message = await self._receive()
         except TimeoutError:
             raise ApiError(408, "request_timeout", f"No byte of the body came for {self._pause:g} s: send it again.") from None
         if message["type"] == "http.request":
-            self._came += len(message.get("body", b""))
-            self.left = max(self.left - len(message.get("body", b"")), 0)
+            came = len(message.get("body", b""))
+            self._came += came
+            self.left = max(self.left - came, 0)
             if self._came > self.limit:
                 raise too_large(self.limit)
         if message["type"] == "http.disconnect" or not message.get("more_body"):

@@ -10,6 +10,8 @@ from starlette.responses import Response
 
 from adapter_store.catalog import VersionRecord
 from adapter_store.names import Reference
+from server.api.documented import TERMS
+from server.api.hot import Hot
 from server.api.wire import count_rows, json_response, raise_first_error, services, terms, timing_headers, while_connected
 from server.core import Array, Pooling
 from server.errors import ApiError
@@ -33,7 +35,7 @@ class EmbeddingRequest(Body):
     truncate: bool = False
 
 
-@router.post("/v1/embeddings", summary="Embed texts with the backbone or any adapter")
+@router.post("/v1/embeddings", summary="Embed texts with the backbone or any adapter", openapi_extra={"parameters": TERMS})
 async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
     """One vector per input; `base64` is little-endian float32."""
     app = services(request)
@@ -61,6 +63,9 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
     ]
     content = {"object": "list", "data": data, "model": route.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
     return json_response(content, headers=timing_headers(answers, timing))
+
+
+HOT = Hot("/v1/embeddings", EmbeddingRequest, embeddings)
 
 
 def _sources(body: EmbeddingRequest) -> list[Source]:

@@ -8,6 +8,8 @@ from fastapi import APIRouter, Request
 from pydantic import Field, model_validator
 from starlette.responses import Response
 
+from server.api.documented import TERMS
+from server.api.hot import Hot
 from server.api.wire import count_rows, json_response, services, terms, timing_headers, while_connected
 from server.errors import ApiError, as_api_error, detail
 from server.inference import Answer, Ask, AskedOutput, Parameters, Timing
@@ -15,6 +17,7 @@ from server.router import ManifestNotRead
 from server.tasks.bounded import Body, FastList
 from server.tasks.decode import raw
 from server.tasks.inputs import Input, Inputs, is_batch, source, sources
+from server.tasks.parameters import DEFAULTS
 
 router = APIRouter(tags=["predict"])
 
@@ -26,7 +29,7 @@ class Row(Body):
 
     model: str = Field(description="name, name@version, name@alias, stack(a, b) or base")
     inputs: Input
-    parameters: Parameters = Field(default_factory=Parameters)
+    parameters: Parameters = Field(default_factory=lambda: DEFAULTS)
     output: AskedOutput = "decoded"
 
 
@@ -35,7 +38,7 @@ class PredictRequest(Body):
 
     model: str | FastList[str] | None = Field(default=None, description="one model, or a list for a fan-out")
     inputs: Inputs = None
-    parameters: Parameters = Field(default_factory=Parameters)
+    parameters: Parameters = Field(default_factory=lambda: DEFAULTS)
     output: AskedOutput = "decoded"
     requests: FastList[Row] | None = None
 
@@ -96,7 +99,7 @@ def _check_rows(rows: int, limit: int) -> None:
         raise ApiError(422, "too_many_rows", f"The request has {rows} rows and the limit is {limit}: send fewer at a time.")
 
 
-@router.post("/v1/predict", summary="Predict with one model, many models, or mixed rows")
+@router.post("/v1/predict", summary="Predict with one model, many models, or mixed rows", openapi_extra={"parameters": TERMS})
 async def predict(request: Request, body: PredictRequest) -> Response:
     """Answers `{"results": [...], "timing": {...}}`, one result per row in order. The error of one row is in its result."""
     app = services(request)
@@ -108,6 +111,9 @@ async def predict(request: Request, body: PredictRequest) -> Response:
         raise answers[0].error
     results = [_result(ask, answer) for ask, answer in zip(asks, answers, strict=True)]
     return json_response({"results": results, "timing": _timing(timing)}, headers=timing_headers(answers, timing))
+
+
+HOT = Hot("/v1/predict", PredictRequest, predict)
 
 
 def _result(ask: Ask, answer: Answer) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What the handlers share: the state of the app, raw orjson answers, and dropping the work of clients that hang up."""
 
 import asyncio
+import math
 import re
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ CLIENT_CLOSED_REQUEST = 499
 MAX_HEADER = 2048  # characters of a model's name in a header
 MAX_DIGESTS = 64  # digests of a composition in a header
 
+MILLISECONDS = re.compile(r"[1-9][0-9]{0,8}")
 STICKY = re.compile(r"[\x20-\x7e]{1,256}")
 COLD: dict[str, Cold] = {"wait": "wait", "refuse": "refuse"}
 
@@ -36,18 +38,29 @@ def services(request: Request) -> Services:
 
 
 def terms(request: Request) -> Terms:
-    """On what terms a request is served: its caller, `x-turret-key` (else the API key's name), `x-turret-cold`. Raises ApiError."""
+    """On what terms a request is served: its caller, `x-turret-key` (else the API key's name), `x-turret-cold`, `x-turret-timeout-ms`.
+
+    Raises ApiError.
+    """
     state = state_of(request.scope)
     caller = state.caller
     if caller is None:
         raise RuntimeError(f"{request.url.path} is public and has no caller to serve")
-    key = request.headers.get("x-turret-key")
+    headers, settings = request.headers, services(request).settings
+    key = headers.get("x-turret-key")
     if key is not None and not STICKY.fullmatch(key):
         raise ApiError(400, "invalid_header", "The header x-turret-key takes 1 to 256 printable ASCII characters.", "x-turret-key")
-    cold = COLD.get(request.headers.get("x-turret-cold", services(request).settings.cold))
+    cold = COLD.get(headers.get("x-turret-cold", settings.cold))
     if cold is None:
         raise ApiError(400, "invalid_header", "The header x-turret-cold takes 'wait' or 'refuse'.", "x-turret-cold")
-    return Terms(caller, key or (state.lot if caller is LOCAL else caller.name), cold)
+    timeout = settings.request_timeout or math.inf
+    asked = headers.get("x-turret-timeout-ms")
+    if asked is not None:
+        if not MILLISECONDS.fullmatch(asked):
+            sentence = "The header x-turret-timeout-ms takes a whole number of milliseconds, from 1 to 999999999."
+            raise ApiError(400, "invalid_header", sentence, "x-turret-timeout-ms")
+        timeout = min(timeout, int(asked) / 1000)
+    return Terms(caller, key or (state.lot if caller is LOCAL else caller.name), cold, state.began + timeout)
 
 
 def note(request: Request, **fields: Any) -> None:
@@ -61,22 +74,31 @@ def json_response(content: Any, status: int = 200, headers: dict[str, str] | Non
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`; cancels it and raises Disconnected if the client hangs up first. The body must have been read."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Disconnected
-        return task.result()
-    finally:  # also where this is cancelled itself
+    """The result of `work`; cancels it and raises Disconnected if the client hangs up first. The body must have been read.
+
+    As `asyncio.timeout` does it: the work stays in this task, and one that watches cancels it.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
         task.cancel()
-        gone.cancel()
 
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    watching = asyncio.create_task(watch())
+    others = task.cancelling()
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if gone and task.uncancel() <= others:
+            raise Disconnected from None
+        raise
+    finally:
+        watching.cancel()
 
 
 def timing_headers(answers: list[Answer], timing: Timing) -> dict[str, str]:
@@ -88,9 +110,9 @@ def timing_headers(answers: list[Answer], timing: Timing) -> dict[str, str]:
         "x-queue-time": str(round(timing.queue * 1000)),
         "x-inference-time": str(round(timing.inference * 1000)),
     }
-    routes = {answer.route for answer in answers if answer.route is not None}
-    if len(routes) == 1:
-        (route,) = routes
+    routes = {id(answer.route): answer.route for answer in answers if answer.route is not None}.values()
+    route = next(iter(routes), None)
+    if route is not None and all(one == route for one in routes):
         headers["x-turret-model"] = route.model[:MAX_HEADER]
         named = route.digests if route.digest is None else (route.digest,)
         if named:

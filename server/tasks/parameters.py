@@ -32,3 +32,6 @@ class Parameters(Body):
     def answers(self) -> int:
         """How many answers question answering gives."""
         return (self.top_k or 1) if "top_k" in self.model_fields_set else 1
+
+
+DEFAULTS = Parameters()

@@ -57,6 +57,8 @@ class Source:
     @property
     def characters(self) -> int:
         """Characters that are tokenized; a text before choices counts with each of them."""
+        if self.kind == "text" and self.decoder_text is None:
+            return len(self.text or "") + len(self.pair or "")
         texts = len(self.text or "") * (1 if self.choices is None else len(self.choices))
         choices = sum(len(choice) for choice in self.choices or () if isinstance(choice, str))
         return texts + choices + sum(len(one or "") for one in (self.pair, self.question, self.context, self.decoder_text))

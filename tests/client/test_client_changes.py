@@ -170,6 +170,18 @@ def test_terms_are_headers(client: Any, stub: Stub) -> None:
     assert len(stub.asked) == 4
 
 
+def test_a_deadline_is_a_header_in_milliseconds(client: Any, stub: Stub) -> None:
+    client.predict("spam", "a", deadline=0.25)
+    client.predict_many([{"model": "spam", "inputs": "a"}], deadline=2)
+    client.embed("a", "base", deadline=0.0011)
+    client.predict("spam", "a")
+    assert [each.headers.get("x-turret-timeout-ms") for each in stub.asked] == ["250", "2000", "1", None]
+    for deadline in (0, -1.0, 0.0001, 1e6, float("nan")):
+        with pytest.raises(InvalidArgument, match="deadline"):
+            client.predict("spam", "a", deadline=deadline)
+    assert len(stub.asked) == 4
+
+
 def test_a_composition_tells_all_digests(client: Any) -> None:
     row = client.predict("stack(a, b)", "text")[0]
     assert (row.digest, row.digests) == (None, (DIGEST, "sha256:" + "2" * 64))

@@ -124,6 +124,8 @@ def test_load_and_unload(turret: Any, stub: Stub) -> None:
 def test_predict_on_terms(turret: Any, stub: Stub) -> None:
     assert turret("predict", "spam@prod", "a", "--sticky-key", "user-7", "--cold", "refuse").exit_code == 0
     assert (stub.asked[0].headers["x-turret-key"], stub.asked[0].headers["x-turret-cold"]) == ("user-7", "refuse")
+    assert turret("predict", "spam@prod", "a", "--deadline", "1.5").exit_code == 0
+    assert stub.asked[1].headers["x-turret-timeout-ms"] == "1500"
     assert turret("predict", "spam", "a", "--cold", "lukewarm").exit_code == 2
     assert turret("predict", "spam", "a", "--sticky-key", "ü").exit_code == 1
     document = json.loads(turret("predict", "stack(a, b)", "a", "--json").stdout)

@@ -323,7 +323,7 @@ def test_the_guard_matches_what_the_router_matches(client: TestClient, method: s
 def request_of(headers: dict[str, str], caller: Caller | None) -> Any:
     scope: dict[str, Any] = {}
     state_of(scope).caller = caller
-    app = SimpleNamespace(state=SimpleNamespace(services=SimpleNamespace(settings=SimpleNamespace(cold="wait"))))
+    app = SimpleNamespace(state=SimpleNamespace(services=SimpleNamespace(settings=SimpleNamespace(cold="wait", request_timeout=0.0))))
     return SimpleNamespace(scope=scope, headers=headers, url=SimpleNamespace(path="/x"), app=app)
 
 
@@ -341,6 +341,12 @@ def test_terms() -> None:
         {"x-turret-key": "ü"},
         {"x-turret-key": "a\tb"},
         {"x-turret-cold": "Wait"},
+        {"x-turret-timeout-ms": "0"},
+        {"x-turret-timeout-ms": "-1"},
+        {"x-turret-timeout-ms": "1.5"},
+        {"x-turret-timeout-ms": "1e3"},
+        {"x-turret-timeout-ms": ""},
+        {"x-turret-timeout-ms": "1234567890"},
     ):
         with pytest.raises(ApiError, match=next(iter(headers))) as refused:
             terms(request_of(headers, LOCAL))

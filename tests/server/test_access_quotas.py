@@ -76,6 +76,20 @@ def test_tokens(quotas: Quotas, clock: Clock) -> None:
     quotas.charge_request(Caller("gone"))
 
 
+def test_tokens_that_did_not_run_are_given_back(quotas: Quotas) -> None:
+    quotas.charge_tokens(ONE, 100)
+    quotas.refund_tokens(ONE, 40)
+    quotas.charge_tokens(ONE, 40)
+    with pytest.raises(QuotaExceeded):
+        quotas.charge_tokens(ONE, 1)
+    quotas.refund_tokens(ONE, 10**9)
+    with pytest.raises(TooBigForQuota):
+        quotas.charge_tokens(ONE, 101)
+    quotas.charge_tokens(ONE, 100)
+    for caller in (OTHER, LOCAL, Caller("gone")):
+        quotas.refund_tokens(caller, 5)
+
+
 def test_the_errors_of_the_wire(quotas: Quotas) -> None:
     exceeded = as_api_error(QuotaExceeded("one", "tokens", 100, 7))
     assert (exceeded.status, exceeded.code, exceeded.retry_after) == (429, "quota_exceeded", 7)

@@ -10,7 +10,7 @@ from pieces import WORDS, tokenizers, word_pieces
 from tokenizers import Tokenizer
 
 from server.errors import ApiError
-from server.tasks.encode import Encoded, Encoder, Text
+from server.tasks.encode import INLINE, Encoded, Encoder, Text
 from server.tasks.inputs import source, sources
 from server.tasks.rows import Source
 
@@ -84,6 +84,28 @@ def test_texts_are_cut_as_the_tokenizer_would(texts: list[str], limit: int, kind
     for name in ("tokens", "offsets", "word_ids", "sequence_ids"):
         assert getattr(ours.encoding, name) == getattr(theirs, name), name
     assert ours.truncated == (len(TOKENIZERS[kind].encode(*texts).ids) > limit)
+
+
+@given(
+    texts=st.lists(st.tuples(st.text(max_size=30), st.none() | st.text(max_size=30)), min_size=1, max_size=6),
+    kind=st.sampled_from(sorted(TOKENIZERS)),
+)
+@settings(deadline=None, max_examples=100)
+def test_short_texts_in_place_are_as_those_in_a_batch(texts: list[tuple[str, str | None]], kind: str) -> None:
+    encoder, asked = Encoder(TOKENIZERS[kind], 64), [Text(*pair) for pair in texts]
+    assert sum(text.characters for text in asked) <= INLINE
+    in_place = encoder.encode(asked)
+    in_batch = encoder.encode([*asked, Text("Anna " * INLINE)])[:-1]
+    assert [shown(one) for one in in_place] == [shown(one) for one in in_batch]
+
+
+def shown(encoded: Encoded | ApiError) -> Any:
+    """All that an encoded text says."""
+    if isinstance(encoded, ApiError):
+        return encoded.status, encoded.code, encoded.message
+    encoding = encoded.encoding
+    assert encoding is not None
+    return encoded.input_ids.tolist(), encoded.type_ids.tolist(), encoding.tokens, encoding.offsets, encoding.word_ids, encoded.truncated
 
 
 def test_cutting_two_long_texts_takes_no_longer_than_reading_them() -> None:

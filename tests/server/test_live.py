@@ -256,6 +256,21 @@ def test_wrong_flags(tmp_path: Path, flags: list[str], word: str) -> None:
     assert len(ended.stderr.strip().splitlines()) == 1
 
 
+def test_version() -> None:
+    ended = subprocess.run([sys.executable, "-m", "server", "--version"], capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert re.fullmatch(r"turret-server (\d+(\.\d+)+|unknown)\n", ended.stdout)
+
+
+def test_a_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert serve(Settings(backbone="nothing", store=str(tmp_path / "store"), port=port)) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"turret-server: port {port} of 127.0.0.1 is taken: stop what listens there, or choose another with --port.\n"
+
+
 @pytest.mark.parametrize("word", ["deberta-v2", "nothing"])
 def test_a_backbone_that_cannot_be_served(tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str) -> None:
     (tmp_path / "deberta-v2").mkdir()

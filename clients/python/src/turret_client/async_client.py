@@ -79,13 +79,16 @@ class AsyncTurret(Connection):
         output: OutputKind = "decoded",
         sticky_key: str | None = None,
         cold: Cold | None = None,
+        deadline: float | None = None,
     ) -> Predictions:
         """See `Turret.predict`."""
-        return await self._call(protocol.predict(model, inputs, parameters, output, sticky_key, cold))
+        return await self._call(protocol.predict(model, inputs, parameters, output, sticky_key, cold, deadline))
 
-    async def predict_many(self, requests: Sequence[Row], *, sticky_key: str | None = None, cold: Cold | None = None) -> Predictions:
+    async def predict_many(
+        self, requests: Sequence[Row], *, sticky_key: str | None = None, cold: Cold | None = None, deadline: float | None = None
+    ) -> Predictions:
         """See `Turret.predict_many`."""
-        return await self._call(protocol.predict_many(requests, sticky_key, cold))
+        return await self._call(protocol.predict_many(requests, sticky_key, cold, deadline))
 
     async def embed(
         self,
@@ -95,9 +98,10 @@ class AsyncTurret(Connection):
         dimensions: int | None = None,
         sticky_key: str | None = None,
         cold: Cold | None = None,
+        deadline: float | None = None,
     ) -> Embeddings:
         """See `Turret.embed`."""
-        return await self._call(protocol.embed(inputs, model, dimensions, sticky_key, cold))
+        return await self._call(protocol.embed(inputs, model, dimensions, sticky_key, cold, deadline))
 
     async def push(
         self,

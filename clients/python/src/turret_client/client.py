@@ -81,6 +81,7 @@ class Turret(Connection):
         output: OutputKind = "decoded",
         sticky_key: str | None = None,
         cold: Cold | None = None,
+        deadline: float | None = None,
     ) -> Predictions:
         """Runs a model on a text, a pair or token ids, or a list of these. A list of models answers for each (fan-out).
 
@@ -89,12 +90,15 @@ class Turret(Connection):
 
         sticky_key  of weighted aliases, all requests of one key get the same version; default: all of one API key
         cold        "refuse" raises ModelCold where the model is not on the device yet; default: waits for it
+        deadline    seconds in which the server must have answered, else it does not run it and DeadlineExceeded is raised
         """
-        return self._call(protocol.predict(model, inputs, parameters, output, sticky_key, cold))
+        return self._call(protocol.predict(model, inputs, parameters, output, sticky_key, cold, deadline))
 
-    def predict_many(self, requests: Sequence[Row], *, sticky_key: str | None = None, cold: Cold | None = None) -> Predictions:
+    def predict_many(
+        self, requests: Sequence[Row], *, sticky_key: str | None = None, cold: Cold | None = None, deadline: float | None = None
+    ) -> Predictions:
         """Runs rows of different models, parameters and outputs in one request; they share batches on the server."""
-        return self._call(protocol.predict_many(requests, sticky_key, cold))
+        return self._call(protocol.predict_many(requests, sticky_key, cold, deadline))
 
     def embed(
         self,
@@ -104,9 +108,10 @@ class Turret(Connection):
         dimensions: int | None = None,
         sticky_key: str | None = None,
         cold: Cold | None = None,
+        deadline: float | None = None,
     ) -> Embeddings:
         """Vectors of one text or several, by an embedding adapter or `base`."""
-        return self._call(protocol.embed(inputs, model, dimensions, sticky_key, cold))
+        return self._call(protocol.embed(inputs, model, dimensions, sticky_key, cold, deadline))
 
     def push(
         self,

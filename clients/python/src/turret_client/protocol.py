@@ -76,27 +76,35 @@ def predict(
     output: OutputKind = "decoded",
     sticky_key: str | None = None,
     cold: Cold | None = None,
+    deadline: float | None = None,
 ) -> Call[Predictions]:
     """One model, or several on the same inputs (fan-out)."""
     names = model if isinstance(model, str) else list(model)
     body = {"model": names, "inputs": inputs, "output": output} | ({"parameters": dict(parameters)} if parameters else {})
-    return Call(_json_request("POST", "/v1/predict", body, _terms(sticky_key, cold)), partial(parse, Predictions))
+    return Call(_json_request("POST", "/v1/predict", body, _terms(sticky_key, cold, deadline)), partial(parse, Predictions))
 
 
-def predict_many(requests: Sequence[Row], sticky_key: str | None = None, cold: Cold | None = None) -> Call[Predictions]:
+def predict_many(
+    requests: Sequence[Row], sticky_key: str | None = None, cold: Cold | None = None, deadline: float | None = None
+) -> Call[Predictions]:
     """Rows of different models in one request."""
     body = {"requests": list(requests)}
-    return Call(_json_request("POST", "/v1/predict", body, _terms(sticky_key, cold)), partial(parse, Predictions))
+    return Call(_json_request("POST", "/v1/predict", body, _terms(sticky_key, cold, deadline)), partial(parse, Predictions))
 
 
 def embed(
-    inputs: EmbedInputs, model: str, dimensions: int | None = None, sticky_key: str | None = None, cold: Cold | None = None
+    inputs: EmbedInputs,
+    model: str,
+    dimensions: int | None = None,
+    sticky_key: str | None = None,
+    cold: Cold | None = None,
+    deadline: float | None = None,
 ) -> Call[Embeddings]:
     """Vectors of texts or token ids; `dimensions` cuts them to their first so many numbers where the model allows it."""
     body: dict[str, Any] = {"model": model, "input": inputs, "encoding_format": "base64"}
     if dimensions is not None:
         body["dimensions"] = dimensions
-    return Call(_json_request("POST", "/v1/embeddings", body, _terms(sticky_key, cold)), parse_embeddings)
+    return Call(_json_request("POST", "/v1/embeddings", body, _terms(sticky_key, cold, deadline)), parse_embeddings)
 
 
 def push(
@@ -225,8 +233,12 @@ def _query(filters: Mapping[str, object]) -> dict[str, str]:
     return {key: str(value) for key, value in filters.items() if value is not None}
 
 
-def _terms(sticky_key: str | None, cold: Cold | None) -> dict[str, str | None]:
-    return {"x-turret-key": sticky_key, "x-turret-cold": cold}
+def _terms(sticky_key: str | None, cold: Cold | None, deadline: float | None) -> dict[str, str | None]:
+    """The headers of a request's terms. Raises InvalidArgument for a deadline that no server takes."""
+    if deadline is not None and not 0.001 <= deadline <= 999_999:
+        raise InvalidArgument(f"{deadline!r} is not a deadline: expected seconds, from 0.001 to 999999.")
+    milliseconds = None if deadline is None else str(round(deadline * 1000))
+    return {"x-turret-key": sticky_key, "x-turret-cold": cold, "x-turret-timeout-ms": milliseconds}
 
 
 def _headers(fields: Mapping[str, str | None]) -> dict[str, str]:

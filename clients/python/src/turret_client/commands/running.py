@@ -27,6 +27,9 @@ def predict(
     cold: Annotated[
         Cold | None, typer.Option("--cold", help="Where a model is not on the device yet: wait, or be refused. [default: wait]")
     ] = None,
+    deadline: Annotated[
+        float | None, typer.Option("--deadline", metavar="SECONDS", help="Of each request: the server answers by then, or not at all.")
+    ] = None,
 ) -> None:
     """Run a model on texts: arguments, or standard input with one text per line (empty lines are skipped).
 
@@ -39,7 +42,13 @@ def predict(
     with session.connect() as server:
         for batch in batches(lines, BATCH):
             answer = server.predict(
-                names if len(names) > 1 else names[0], batch, parameters=parameters, output=output, sticky_key=sticky_key, cold=cold
+                names if len(names) > 1 else names[0],
+                batch,
+                parameters=parameters,
+                output=output,
+                sticky_key=sticky_key,
+                cold=cold,
+                deadline=deadline,
             )
             printer.add(batch, answer)
     if session.as_json:
