@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from adapter_store.methods import Backbone as BackboneSpec
 from server.engine import attention, linears
 from server.engine.heads import LanguageModel, Pooler
 from server.engine.plan import Stream
+from server.engine.postnorm import PostNormWeights
 from server.engine.running import Running, Stage, StreamPlan
 from server.engine.taps import install, layers_of, linears_of, prepare
 
@@ -138,10 +139,12 @@ def load_backbone(
         if module is not None:
             module.to(target, kind)
     several = lanes or (torch.get_num_threads() if target.type == "cpu" else 1)
-    made = _lanes(model, family, config.num_attention_heads, fast, several)
+    flat = prepare(model, family) if fast else []
+    made = _lanes(model, family, config.num_attention_heads, flat, several)
     padding_id = config.pad_token_id if family.positions == "after_padding" else None
     first = spec.encoder_layers
-    streams = [Stream(0, first, padding_id, not family.shared_layers, target)]
+    padded = kind if target.type == "cpu" and any(flat) else None
+    streams = [Stream(0, first, padding_id, not family.shared_layers, target, padded=padded)]
     if spec.decoder_layers:
         streams.append(Stream(first, spec.num_layers, None, False, target))
     return Backbone(
@@ -150,9 +153,8 @@ def load_backbone(
     )  # fmt: skip
 
 
-def _lanes(model: nn.Module, family: Family, heads: int, fast: bool, count: int) -> tuple[Lane, ...]:
+def _lanes(model: nn.Module, family: Family, heads: int, flat: Sequence[PostNormWeights | None], count: int) -> tuple[Lane, ...]:
     """The model and copies of its modules, which share every tensor."""
-    flat = prepare(model, family) if fast else []
     tensors = (*model.parameters(), *model.buffers())
     models = [model, *(deepcopy(model, {id(tensor): tensor for tensor in tensors}) for _ in range(count - 1))]
     lanes = tuple(Lane(one, Stage()) for one in models)

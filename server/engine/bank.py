@@ -104,12 +104,29 @@ class InSlot(Mapping[SiteIndex, BottleneckWeights]):
 
 
 class Taken:
-    """What a batch has gathered from a bank: the tensors of the slots that it asked for last, by site; the tiles of its segments."""
+    """What a batch has gathered from a bank: the tensors of the slots that it asked for last, by site; where its segments lie."""
 
     def __init__(self) -> None:
         self.slots: tuple[int, ...] = ()
         self.tensors: dict[SiteIndex, Named] = {}
         self.tiled: tuple[tuple[Segment, ...], grouped.Tiles] | None = None
+        self._cut: tuple[tuple[Segment, ...], list[int], list[int | None]] | None = None
+
+    def pieces(self, segments: tuple[Segment, ...], tokens: int) -> tuple[list[int], list[int | None]]:
+        """The batch's tokens cut at the edges of rising segments: the sizes of all pieces, and the slot of each, None between segments."""
+        if self._cut is None or self._cut[0] != segments:
+            sizes: list[int] = []
+            slots: list[int | None] = []
+            end = 0
+            for segment in (*segments, Segment(tokens, tokens, -1)):
+                if segment.start > end:
+                    sizes.append(segment.start - end)
+                    slots.append(None)
+                sizes.append(segment.end - segment.start)
+                slots.append(segment.slot)
+                end = segment.end
+            self._cut = segments, sizes[:-1], slots[:-1]
+        return self._cut[1], self._cut[2]
 
 
 class Bank:
@@ -155,11 +172,11 @@ class Bank:
             self._add_grouped(site, segments, z, s, taken)
             return
         views, activation = self._expanded(site, segments, taken) if self._factors else self._views[site], self._activation
-        for segment in segments:
-            down, down_bias, up, up_bias = views[segment.slot]
-            rows = slice(segment.start, segment.end)
-            hidden = activation(torch.addmm(down_bias, z[rows], down))
-            s[rows].addmm_(hidden, up).add_(up_bias)
+        sizes, slots = taken.pieces(segments, len(z))
+        for rows, out, slot in zip(z.split_with_sizes(sizes), s.split_with_sizes(sizes), slots, strict=True):  # one call cuts them all
+            if slot is not None:
+                down, down_bias, up, up_bias = views[slot]
+                out.addmm_(activation(torch.addmm(down_bias, rows, down)), up).add_(up_bias)
 
     def _tiles(self, segments: tuple[Segment, ...], device: torch.device, taken: Taken) -> grouped.Tiles:
         """The tiles of a batch's segments, which are the same at every site: they are made once."""

@@ -92,16 +92,20 @@ class PostNormLayer:
 
     def _attend(self, x: Tensor, running: "Running") -> Tensor:
         """Attention's output [T, H], before its last dense."""
-        product, linears = self._weights.qkv, running.level.linears
-        parts = list(product(x).chunk(3, dim=1))
+        product, packing = self._weights.qkv, running.packing
+        qkv = product(x)
         for number, address in enumerate((self._q, self._k, self._v)):
-            work = linears.get(address)
+            work = running.level.linears.get(address)
             if work is not None:
-                read = work.read(x)
-                part = parts[number] if read is x else product(read).chunk(3, dim=1)[number]
-                parts[number] = work.change(read, part)
-        query, key, value = (part.view(len(x), self._heads, -1) for part in parts)
-        return attend_packed(query, key, value, None, running.packing, self._rule, x).reshape(x.shape)
+                read, part = work.read(x), qkv.chunk(3, dim=1)[number]
+                if read is not x:
+                    part.copy_(product(read).chunk(3, dim=1)[number])
+                work.change(read, part)
+        qkv = qkv.view(len(x), 3, self._heads, -1)
+        if packing.padded is not None:
+            return packing.padded.attend(qkv)
+        query, key, value = qkv.unbind(1)
+        return attend_packed(query, key, value, None, packing, self._rule, x).reshape(x.shape)
 
     def _feed(self, y: Tensor, level: "Level") -> Tensor:
         """The feed-forward's inner activations."""
