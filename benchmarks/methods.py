@@ -70,7 +70,7 @@ def compacters(engine: Engine, rows: int, seed: int, repeats: int) -> Figures:
     for kind in ("pfeiffer", "compacter"):
         batches[f"1 {kind}"] = batch(seed, tokens, [Use(f"{kind}-0")] * rows)
         batches[f"{rows} {kind}"] = batch(seed, tokens, [Use(f"{kind}-{row}") for row in range(rows)])
-    banks = {len(bank.shape.sites[0][1]): bank.slot_bytes for bank in engine._banks.values()}
+    banks = {len(bank.shape.sites[0][1]): 4 * bank.shape.numel for bank in engine._banks.values()}
     figures = timed(engine, batches, repeats)
     return figures | {"pfeiffer bytes": float(banks[4]), "compacter bytes": float(banks[8])}
 

@@ -20,7 +20,6 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from server.core import Ints
-from server.engine.padded import Padded
 from server.engine.varlen import Varlen
 from server.methods.prefix import PrefixWeights
 
@@ -50,13 +49,12 @@ class Run:
 class Packing:
     """Where the sequences of a batch lie. `memory` gives, for each sequence of a decoder, the span of its encoder tokens.
 
-    varlen: the same for one call, where the device has it and nothing stands before the keys; padded: for few calls, likewise.
+    varlen: the same for one call, where the device has it and nothing stands before the keys.
     """
 
     runs: tuple[Run, ...]
     memory: tuple[tuple[int, int], ...] = ()
     varlen: Varlen | None = None
-    padded: Padded | None = None
 
     @classmethod
     def of(cls, cu_seqlens: Ints, prefixes: list[Mapping[tuple[int, str], Prefixes]] | None = None) -> "Packing":

@@ -27,6 +27,7 @@ from adapter_store.families import FAMILIES, Family
 from adapter_store.methods import Backbone as BackboneSpec
 from server.engine import attention, linears
 from server.engine.heads import LanguageModel, Pooler
+from server.engine.lanes import MOST
 from server.engine.plan import Stream
 from server.engine.postnorm import PostNormWeights
 from server.engine.running import Running, Stage, StreamPlan
@@ -118,7 +119,7 @@ def load_backbone(
 ) -> Backbone:
     """Loads a local folder or hub id. device: auto, cpu, cuda, cuda:1. dtype: auto (float32), float32, bfloat16, float16.
     name: what to call it; by default the hub id or the folder's name. fast=False keeps transformers' layers and torch's own Linears
-    (the slow twin). lanes: forwards that may run at once; by default torch's threads on a CPU, one on a GPU.
+    (the slow twin). lanes: forwards that may run at once; by default torch's threads on a CPU, eight at most, and one on a GPU.
 
     Raises BackboneError for a family that is not served or a checkpoint that is not whole, or a device that is not there.
     """
@@ -138,13 +139,12 @@ def load_backbone(
     for module in (pooler, lm_head):
         if module is not None:
             module.to(target, kind)
-    several = lanes or (torch.get_num_threads() if target.type == "cpu" else 1)
+    several = lanes or (min(MOST, torch.get_num_threads()) if target.type == "cpu" else 1)
     flat = prepare(model, family) if fast else []
     made = _lanes(model, family, config.num_attention_heads, flat, several)
     padding_id = config.pad_token_id if family.positions == "after_padding" else None
     first = spec.encoder_layers
-    padded = kind if target.type == "cpu" and any(flat) else None
-    streams = [Stream(0, first, padding_id, not family.shared_layers, target, padded=padded)]
+    streams = [Stream(0, first, padding_id, not family.shared_layers, target)]
     if spec.decoder_layers:
         streams.append(Stream(first, spec.num_layers, None, False, target))
     return Backbone(

@@ -13,6 +13,7 @@ import torch
 
 Answer = TypeVar("Answer")
 
+MOST = 8  # lanes: each needs the interpreter's lock for some 6% of its time; the threads of more cores are shared out among them
 LANE_TOKENS = 128  # tokens from which a lane of its own is faster than one more thread in a lane
 UNEVEN = 1.25  # how much longer than the mean the longest lane may be
 

@@ -22,7 +22,6 @@ from server.engine.embeddings import EmbeddingWork
 from server.engine.grouped import LoRAGroups
 from server.engine.kernels import PLAIN, Kernels
 from server.engine.linears import LinearWork, NodeTokens
-from server.engine.padded import Padded
 from server.engine.program import FoldedFusion, Program, Slot
 from server.engine.running import Level, Span, StreamPlan
 from server.engine.sites import DeltaWork, FoldedWork, NodeWork, SiteWork, Tokens
@@ -60,10 +59,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What a plan must know of its stack: its layers [first, last), how positions count, whether rows may share layers, and the kernels.
-
-    padded: the numbers of the layers, where they attend in groups (`padded.py`).
-    """
+    """What a plan must know of its stack: its layers [first, last), how positions count, whether rows may share layers, and the kernels."""
 
     first: int
     last: int
@@ -71,7 +67,6 @@ class Stream:
     shares_layers: bool
     device: torch.device
     kernels: Kernels = PLAIN
-    padded: torch.dtype | None = None
 
 
 def plan(rows: Sequence[Row], stream: Stream) -> StreamPlan:
@@ -137,8 +132,6 @@ def _level(rows: Sequence[Row], start: int, end: int, stream: Stream, before: Le
         packing = Packing(packing.runs, tuple(row.memory for row in rows if row.memory is not None))
     elif stream.kernels.varlen is not None and not prefixed:
         packing = Packing(packing.runs, varlen=Varlen.of(cu_seqlens, stream.kernels.varlen, stream.device))
-    elif stream.padded is not None and not prefixed:
-        packing = Packing(packing.runs, padded=Padded.of(cu_seqlens, stream.padded))
     gather = origin = None
     if before is not None:
         gather = on_device(np.concatenate([np.arange(*before.spans[parent]) for parent in parents]), stream.device)

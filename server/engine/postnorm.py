@@ -92,7 +92,7 @@ class PostNormLayer:
 
     def _attend(self, x: Tensor, running: "Running") -> Tensor:
         """Attention's output [T, H], before its last dense."""
-        product, packing = self._weights.qkv, running.packing
+        product = self._weights.qkv
         qkv = product(x)
         for number, address in enumerate((self._q, self._k, self._v)):
             work = running.level.linears.get(address)
@@ -101,11 +101,8 @@ class PostNormLayer:
                 if read is not x:
                     part.copy_(product(read).chunk(3, dim=1)[number])
                 work.change(read, part)
-        qkv = qkv.view(len(x), 3, self._heads, -1)
-        if packing.padded is not None:
-            return packing.padded.attend(qkv)
-        query, key, value = qkv.unbind(1)
-        return attend_packed(query, key, value, None, packing, self._rule, x).reshape(x.shape)
+        query, key, value = qkv.view(len(x), 3, self._heads, -1).unbind(1)
+        return attend_packed(query, key, value, None, running.packing, self._rule, x).reshape(x.shape)
 
     def _feed(self, y: Tensor, level: "Level") -> Tensor:
         """The feed-forward's inner activations."""

@@ -23,7 +23,6 @@ from server.engine.attention import Packing, Rule, attend_each, attend_packed
 from server.engine.backbone import Backbone, load_backbone
 from server.engine.bank import Bank, BankShape, InSlot
 from server.engine.engine import Engine
-from server.engine.padded import STEP, Padded
 from server.methods.bottleneck import BottleneckWeights, Dense
 
 TOLERANCE = 1e-5
@@ -238,19 +237,6 @@ def test_packed_attention_equals_attention_by_sequence(lengths: list[int], seed:
     for scaling, rule in product((None, 0.5), rules):
         one, other = attend_packed(q, k, v, scaling, packing, rule, x), attend_each(q, k, v, scaling, packing, rule, x)
         assert float((one - other).abs().max()) <= TOLERANCE
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 70), min_size=1, max_size=40), st.booleans(), st.integers(0, 2**31 - 1))
-def test_attention_in_padded_groups_equals_attention_by_sequence(lengths: list[int], sort: bool, seed: int) -> None:
-    """In few groups if the rows are sorted, in more if not."""
-    lengths = sorted(lengths) if sort else lengths
-    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
-    padded = Padded.of(cu_seqlens, torch.float32)
-    assert not sort or len(padded.groups) == len({-(-length // STEP) for length in lengths})
-    qkv = torch.randn(int(cu_seqlens[-1]), 3, 4, 8, generator=torch.Generator().manual_seed(seed))
-    expected = attend_each(*qkv.unbind(1), scaling=None, packing=Packing.of(cu_seqlens), rule=Rule(0, "self"), x=qkv)
-    assert float((padded.attend(qkv) - expected.flatten(1)).abs().max()) <= TOLERANCE
 
 
 def runs(lengths: list[int]) -> list[int]:
