@@ -1,7 +1,7 @@
 """Which settings of the other services are their best on this machine: `python -m benchmarks.tuning [name ...]`.
 
-Each candidate is started, loaded at concurrency 32 with the mixed lengths, and ended. The best by throughput stand in `contenders.py`; what
-was tried is kept in results/tuning.json and shown in the report.
+Each candidate is started, loaded at concurrency 32 with the mixed lengths, and ended. What was tried is kept in
+results/tuning.json; the best by throughput belong into `contenders.py`, whose settings are those of a few trials until then.
 """
 
 import argparse

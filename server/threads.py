@@ -1,7 +1,7 @@
 """How many threads run, and how they wait: found out from the machine before torch is imported. Imports the standard library only.
 
 More threads than cores is where CPU inference breaks down: at each parallel region's end all wait for the one that has no core, and
-libgomp's wait spins, taking cores from those it waits for (docs/decisions/0014 has figures).
+libgomp's wait spins, taking cores from those it waits for (docs/decisions/0016 has figures).
 """
 
 import os

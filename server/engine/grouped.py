@@ -37,9 +37,10 @@ def available() -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tiles:
-    """A launch's work, on the device: at most ROWS adjacent tokens each. table [n, 3] int64: the address of the adapter's memory, first
+    """A launch's work, on the device: at most ROWS adjacent tokens each.
 
-    token, end. scales [n] float32, or None where every scale is 1."""
+    table [n, 3] int64: the address of the adapter's memory, first token, end. scales [n] float32, or None where every scale is 1.
+    """
 
     table: Tensor
     scales: Tensor | None = None
@@ -59,9 +60,10 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """Where two products lie in an adapter's memory, in numbers: down [inputs, width] and up [width, outputs] as (place, stride, stride),
+    """Where two products lie in an adapter's memory, in numbers.
 
-    the places of their biases, or None where they have none."""
+    down [inputs, width] and up [width, outputs] as (place, stride, stride); the places of their biases, or None where they have none.
+    """
 
     inputs: int
     width: int

@@ -15,12 +15,7 @@ from adapters.composition import BatchSplit, Fuse
 from torch import Tensor
 
 from benchmarks.competitors.workers.padding import by_task, chunked, whole
-from benchmarks.competitors.workers.protocol import Contest, serve
-
-
-def task_name(task: int) -> str:
-    """The adapter of a task."""
-    return f"task{task}"
+from benchmarks.competitors.workers.protocol import Contest, serve, task_name
 
 
 class Model:

@@ -12,12 +12,7 @@ import transformers
 from torch import Tensor
 
 from benchmarks.competitors.workers.padding import chunked, whole
-from benchmarks.competitors.workers.protocol import Contest, serve
-
-
-def task_name(task: int) -> str:
-    """The adapter of a task."""
-    return f"task{task}"
+from benchmarks.competitors.workers.protocol import Contest, serve, task_name
 
 
 class Model:

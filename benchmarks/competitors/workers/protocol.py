@@ -79,3 +79,8 @@ def serve(commands: Mapping[str, Command]) -> None:
             answer = {"error": traceback.format_exc()}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def task_name(task: int) -> str:
+    """The adapter of a task, as the libraries are told it."""
+    return f"task{task}"
